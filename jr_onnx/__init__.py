@@ -1,0 +1,52 @@
+"""JumpReLU for exported ONNX models: rewrite, undo, verify, attack.
+
+Example:
+    >>> import jr_onnx as jr
+    >>> model = jr.load("sample_models/lenet_mnist.onnx")
+    >>> hardened = jr.retrofit(model, jump=0.3)
+    >>> [site.site.path for site in hardened.sites]
+    ['relu', 'relu_1', 'relu_2', 'relu_3']
+    >>> jr.verify(model, hardened.model).equivalent
+    True
+    >>> jr.restore(hardened.model).content == model.content
+    True
+
+References:
+    Erichson, Yao, Mahoney: JumpReLU: A Retrofit Defense Strategy for Adversarial Attacks
+    (arXiv:1904.03750).
+"""
+
+from jr_onnx import attacks, autodiff, errors
+from jr_onnx.attacks import ThreatModel
+from jr_onnx.autodiff import input_gradient
+from jr_onnx.data import Dataset, load_npz
+from jr_onnx.evaluate import Evaluation, evaluate
+from jr_onnx.model import Model, load, save
+from jr_onnx.rewrite import Retrofit, Verification, find_sites, jump_relu, restore, retrofit, verify
+from jr_onnx.target import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Model",
+    "Retrofit",
+    "Target",
+    "ThreatModel",
+    "Verification",
+    "__version__",
+    "attacks",
+    "autodiff",
+    "errors",
+    "evaluate",
+    "find_sites",
+    "input_gradient",
+    "jump_relu",
+    "load",
+    "load_npz",
+    "restore",
+    "retrofit",
+    "save",
+    "verify",
+]

@@ -1,0 +1,23 @@
+"""Input gradients of ONNX models, as ordinary ONNX graphs.
+
+model(x) -> logits      becomes      gradient(x, labels) -> logits, loss, d sum(loss) / dx
+"""
+
+# Importing the families registers their rules.
+from jr_onnx.autodiff import conv, elementwise, linear, pooling, shape
+from jr_onnx.autodiff.backward import InputGradient, input_gradient
+from jr_onnx.autodiff.losses import LOSSES
+from jr_onnx.autodiff.registry import Call, vjp
+
+__all__ = [
+    "LOSSES",
+    "Call",
+    "InputGradient",
+    "conv",
+    "elementwise",
+    "input_gradient",
+    "linear",
+    "pooling",
+    "shape",
+    "vjp",
+]

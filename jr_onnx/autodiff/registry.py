@@ -1,0 +1,167 @@
+"""The table of rules: (domain, op_type, since-version, input) -> vector-Jacobian product.
+
+A rule is a function of a `Call`: it appends nodes that turn the cotangent of the node's output
+into the cotangent of one of its inputs, and returns its name.
+
+    @vjp("Neg", 1, 6, 13)
+    def neg(call: Call) -> str:
+        return call.emit.op("Neg", call.g)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from jr_onnx.autodiff.emit import Emitter
+from jr_onnx.model import Tensor
+
+Rule = Callable[["Call"], str]
+_rules: dict[tuple[str, str, int, int], Rule] = {}
+
+# Piecewise constant, or about shapes: the gradient is zero by definition, not by omission.
+ZERO_GRADIENT = frozenset(
+    # fmt: off
+    (
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "BitShift",
+        "Ceil",
+        "ConstantOfShape",
+        "Equal",
+        "Floor",
+        "Greater",
+        "GreaterOrEqual",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "NonZero",
+        "Not",
+        "OneHot",
+        "Or",
+        "Range",
+        "Round",
+        "Shape",
+        "Sign",
+        "Size",
+        "Xor",
+    )
+    # fmt: on
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node on the way back.
+
+    Attributes:
+        node: the forward node, in the working copy (a rule may ask it for another output).
+        emit: where to append nodes.
+        g: the cotangent of the node's first output.
+        wrt: the input whose cotangent is asked for.
+        tensors: what is known of the node's inputs and outputs, by name.
+    """
+
+    node: onnx.NodeProto
+    emit: Emitter
+    g: str
+    wrt: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def x(self) -> str:
+        """The input whose cotangent is asked for."""
+        return str(self.node.input[self.wrt])
+
+    @property
+    def y(self) -> str:
+        """The first output."""
+        return str(self.node.output[0])
+
+    @property
+    def element(self) -> int:
+        """The element type of the first output."""
+        return self.tensors[self.y].element
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Returns an attribute's value as a Python object."""
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                value = helper.get_attribute_value(attribute)
+                return value.decode() if isinstance(value, bytes) else value
+        return default
+
+    def shape(self, name: str) -> tuple[Any, ...]:
+        """Returns the shape of an input or output.
+
+        Raises:
+            NotImplementedError: the rank is unknown.
+        """
+        shape = self.tensors[name].shape
+        if shape is None:
+            raise NotImplementedError(f"the rank of {name!r} is unknown")
+        return shape
+
+    def static(self, sizes: Sequence[Any], what: str) -> list[int]:
+        """Returns sizes as numbers.
+
+        Raises:
+            NotImplementedError: one is not known before run time.
+        """
+        if not all(isinstance(size, int) for size in sizes):
+            raise NotImplementedError(f"{what} {tuple(sizes)} is not static")
+        return [int(size) for size in sizes]
+
+    def second_output(self) -> str:
+        """Returns the node's second output, which is added to the forward node if it has none."""
+        while len(self.node.output) < 2:
+            self.node.output.append("")
+        self.node.output[1] = self.node.output[1] or self.emit.name("second")
+        return str(self.node.output[1])
+
+    def unbroadcast(self, g: str) -> str:
+        """Sums a cotangent shaped like the output down to the shape of the input asked for."""
+        return self.emit.unbroadcast(g, self.tensors[self.y], self.tensors[self.x])
+
+
+def vjp(
+    op_type: str, *since: int, wrt: int | Sequence[int] = 0, domain: str = ""
+) -> Callable[[Rule], Rule]:
+    """Registers a rule.
+
+    Args:
+        op_type: the operator.
+        since: the since-versions of the operator that the rule is right for.
+        wrt: the input, or inputs, whose cotangent it gives.
+        domain: the operator's domain.
+
+    Raises:
+        ValueError: there is a rule already.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for version in since:
+            for index in (wrt,) if isinstance(wrt, int) else wrt:
+                key = (domain, op_type, version, index)
+                if key in _rules:
+                    raise ValueError(f"a gradient rule for {key} is registered already")
+                _rules[key] = rule
+        return rule
+
+    return register
+
+
+def find_rule(node: onnx.NodeProto, opset: int, wrt: int) -> Rule | None:
+    """Returns the rule for a node in a graph of this opset, or None."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        since = onnx.defs.get_schema(node.op_type, opset, domain).since_version
+    except onnx.defs.SchemaError:
+        since = opset  # a domain that onnx does not know: registered by the opset it is used with
+    return _rules.get((domain, node.op_type, since, wrt))

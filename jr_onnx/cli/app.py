@@ -1,0 +1,76 @@
+"""The application, its exit codes, and how errors are told: one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NoReturn
+
+import typer
+
+from jr_onnx.cli.commands import inspect, restore, retrofit, verify
+from jr_onnx.cli.console import complain
+from jr_onnx.cli.options import show_version
+from jr_onnx.errors import JrOnnxError, ParameterError, PostconditionError
+
+
+class Exit(IntEnum):
+    """Every exit code there is."""
+
+    OK = 0
+    REFUSED = 1
+    USAGE = 2
+    ERROR = 3
+    BUG = 4
+    INCONCLUSIVE = 5
+    INTERRUPTED = 130
+
+
+app = typer.Typer(name="jr-onnx", no_args_is_help=True, rich_markup_mode="rich")
+app.callback()(show_version)
+for command in (inspect, retrofit, restore, verify):
+    app.command()(command)
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        A value of `Exit`.
+    """
+    try:
+        return int(app(list(arguments), prog_name="jr-onnx", standalone_mode=False) or Exit.OK)
+    except typer.TyperException as error:
+        complain(f"{error.format_message()} (see jr-onnx --help)")
+        return Exit.USAGE
+    except ParameterError as error:
+        complain(str(error))
+        return Exit.USAGE
+    except PostconditionError as error:
+        complain(str(error))
+        return Exit.BUG
+    except JrOnnxError as error:
+        complain(str(error))
+        return Exit.ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # `jr-onnx inspect | head`: the reader has what it wanted; the rest goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except Exception as error:
+        traceback.print_exc()
+        complain(f"this is a bug of jr-onnx, please report it: {type(error).__name__}: {error}")
+        return Exit.BUG

@@ -1,0 +1,179 @@
+"""The commands: each reads its inputs, calls the library, and says what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jr_onnx import report, rewrite
+from jr_onnx import session as sessions
+from jr_onnx.attacks import PGD, ThreatModel, parse_epsilon
+from jr_onnx.cli.console import bars, require_free, say, write_json
+from jr_onnx.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Epsilon,
+    Force,
+    Json,
+    Jump,
+    ModelPath,
+    Output,
+    Quiet,
+    Seed,
+    Steps,
+)
+from jr_onnx.data import Dataset, load_npz
+from jr_onnx.errors import PostconditionError, SessionError
+from jr_onnx.evaluate import Evaluation, check_fit, evaluate
+from jr_onnx.model import Model, load, save
+from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
+
+
+def inspect(model: ModelPath, json: Json = None, force: Force = False) -> None:
+    """List every activation: what would be replaced, what not and why.
+
+    Example: jr-onnx inspect model.onnx
+    """
+    require_free(json, force=force)
+    loaded = load(model)
+    sites, skipped = rewrite.find_sites(rewrite.original_of(loaded))
+    jumps = rewrite.jumps_of(loaded)
+    if sites or skipped:
+        say(report.sites_table(sites, skipped, jumps))
+    state = "hardened" if jumps else "not hardened"
+    say(f"{model}: {len(sites)} to replace, {len(skipped)} left alone; {state}")
+    entries = [{**site.to_json(), "effective_jump": jumps.get(site.path)} for site in sites]
+    content = report.to_json(
+        "jr-onnx/inspection/1",
+        model={"path": str(model), "sha256": loaded.sha256},
+        sites=entries,
+        skipped=[entry.to_json() for entry in skipped],
+    )
+    write_json(json, content, force=force)
+
+
+def retrofit(
+    model: ModelPath,
+    jump: Jump,
+    output: Output = None,
+    data: Data = None,
+    epsilon: Epsilon = "0.1",
+    steps: Steps = 40,
+    device: Device = "auto",
+    seed: Seed = 0,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    json: Json = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Replace every Relu by y = x if x > jump else 0, and validate the result.
+
+    With --data, original and hardened model are compared: clean accuracy, and accuracy under PGD.
+
+    Example: jr-onnx retrofit model.onnx --jump 0.3 --data test.npz --epsilon 8/255
+    """
+    require_free(json, force=force)
+    threat = ThreatModel(epsilon=parse_epsilon(epsilon))
+    original = load(model)
+    result = rewrite.retrofit(original, jump=jump)
+    samples = load_npz(data, bounds=threat.bounds) if data else None
+    _try_out(result, samples, device)
+    path = output or model.with_suffix(".jr.onnx")
+    written = save(result.model, path, force=force)
+    total = len(result.sites) + len(result.skipped)
+    forms = ", ".join(dict.fromkeys(site.form for site in result.sites))
+    say(f"{model}: {len(result.sites)} of {total} activations replaced, jump {jump:g} ({forms})")
+    say(f"{path}: {'written' if written else 'is up to date'}")
+    evaluation = None
+    if samples:
+        with bars(len(samples), quiet=quiet) as progress:
+            evaluation = evaluate(
+                Model(result.model.content, path),
+                samples.x,
+                samples.y,
+                threat=threat,
+                attacks=[PGD(steps=steps)],
+                baseline=Model(result.original.content, model),
+                device=device,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        _say_evaluation(evaluation, data)
+    content = report.to_json(
+        "jr-onnx/retrofit/1",
+        model={"path": str(model), "sha256": original.sha256},
+        output={"path": str(path), "sha256": result.model.sha256},
+        **result.to_json(),
+        evaluation=evaluation.to_json() if evaluation else None,
+    )
+    write_json(json, content, force=force)
+
+
+def restore(model: ModelPath, output: Output = None, force: Force = False) -> None:
+    """Give back the original of a hardened model, byte for byte.
+
+    Example: jr-onnx restore model.jr.onnx -o model.onnx
+    """
+    original = rewrite.restore(load(model))
+    path = output or _restored_path(model)
+    written = save(original, path, force=force)
+    say(f"{path}: {'written' if written else 'is up to date'}, SHA-256 {original.sha256}")
+
+
+def verify(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model before.")],
+    hardened: Annotated[Path, typer.Argument(metavar="HARDENED", help="The model after.")],
+    json: Json = None,
+    force: Force = False,
+) -> None:
+    """Prove that HARDENED is ORIGINAL with the jump, and nothing else changed.
+
+    Exits with 1 and lists the differences if it is not.
+
+    Example: jr-onnx verify model.onnx model.jr.onnx
+    """
+    require_free(json, force=force)
+    found = rewrite.verify(load(original), load(hardened))
+    for path, jump in found.jumps.items():
+        say(f"{path}: jump {jump!r}")
+    for difference in found.differences:
+        say(f"DIFFERENT {difference.where}: {difference.what}")
+    outcome = "equivalent" if found.equivalent else "NOT equivalent"
+    say(f"{hardened}: {outcome} to {original} with the jump ({found.values_compared:,} values)")
+    write_json(json, report.to_json("jr-onnx/verification/1", **found.to_json()), force=force)
+    raise typer.Exit(int(not found.equivalent))
+
+
+def _try_out(result: rewrite.Retrofit, samples: Dataset | None, device: str) -> None:
+    """Loads the hardened model, and runs one example, before anything is written."""
+    if samples:
+        for model in (result.original, result.model):
+            target = Target(model, device=device)
+            check_fit(target, samples.x, samples.y)
+            target.differentiate(samples.x[:1], samples.y[:1])
+    elif sessions.installed():
+        try:
+            sessions.Session(result.model, device=device)
+        except SessionError as error:
+            # Does the original load? If not, its own error is the news.
+            sessions.Session(result.original, device=device)
+            raise PostconditionError(f"the hardened model does not load: {error}") from error
+    else:
+        say("onnxruntime is not installed: the model is checked by onnx.checker only")
+
+
+def _say_evaluation(evaluation: Evaluation, data: Path | None) -> None:
+    providers = ", ".join(dict.fromkeys(model.provider for model in evaluation.models))
+    say(f"validated on {len(evaluation.x):,} examples of {data} by {providers}")
+    say(report.evaluation_table(evaluation))
+    say(report.verdict(evaluation))
+
+
+def _restored_path(model: Path) -> Path:
+    if model.name.endswith(".jr.onnx"):
+        return model.with_name(model.name.removesuffix(".jr.onnx") + ".onnx")
+    return model.with_suffix(".restored.onnx")

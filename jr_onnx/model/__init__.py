@@ -1,0 +1,26 @@
+"""The only package that speaks protobuf: load, save, check, walk, build.
+
+file or bytes --load--> Model (immutable bytes) --parse--> ModelProto --seal--> Model --save--> file
+"""
+
+from jr_onnx.model.builder import Names, NodeBuilder
+from jr_onnx.model.file import check, load, save, write_atomically
+from jr_onnx.model.graphs import Address, Scope, scopes
+from jr_onnx.model.model import Model
+from jr_onnx.model.types import Tensor, ValueTypes, dtype_name
+
+__all__ = [
+    "Address",
+    "Model",
+    "Names",
+    "NodeBuilder",
+    "Scope",
+    "Tensor",
+    "ValueTypes",
+    "check",
+    "dtype_name",
+    "load",
+    "save",
+    "scopes",
+    "write_atomically",
+]

@@ -1,0 +1,69 @@
+"""Every list of nodes in a model: the main graph, subgraphs at any depth, local functions.
+
+A scope is found again by its address:
+
+    ("graph",)                  the main graph
+    ("function", 2)             the third local function
+    (*outer, 5, 0, 1)           in `outer`: node 5, attribute 0, graph 1 of that attribute
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from jr_onnx.model.model import opset_of
+
+Address = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One list of nodes.
+
+    Attributes:
+        address: how to find it again in the same model.
+        label: the readable form, empty for the main graph: `if_out.then_branch`,
+            `my.domain::Block`.
+        graph: the message that holds the nodes, shared with the model it was found in.
+        opset: the version of the standard domain that its nodes use.
+    """
+
+    address: Address
+    label: str
+    graph: onnx.GraphProto | onnx.FunctionProto
+    opset: int
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the nodes belong to a local function (no initializers, no outer values)."""
+        return isinstance(self.graph, onnx.FunctionProto)
+
+
+def scopes(proto: onnx.ModelProto) -> Iterator[Scope]:
+    """Yields every scope, an outer one before the ones inside it."""
+    opset = opset_of(proto.opset_import)
+    yield from _nested(Scope(("graph",), "", proto.graph, opset))
+    for index, function in enumerate(proto.functions):
+        overload = f":{function.overload}" if function.overload else ""
+        label = f"{function.domain}::{function.name}{overload}"
+        # Without an import of its own, the model's opset is the best guess.
+        own = opset_of(function.opset_import) or opset
+        yield from _nested(Scope(("function", index), label, function, own))
+
+
+def _nested(scope: Scope) -> Iterator[Scope]:
+    yield scope
+    for at, node in enumerate(scope.graph.node):
+        for which, attribute in enumerate(node.attribute):
+            several = attribute.type == onnx.AttributeProto.GRAPHS
+            for number, graph in enumerate(attribute.graphs if several else [attribute.g]):
+                if attribute.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                    continue
+                step = f"{node.output[0] if node.output else at}.{attribute.name}"
+                step += f"[{number}]" if several else ""
+                label = f"{scope.label}>{step}" if scope.label else step
+                address = (*scope.address, at, which, number)
+                yield from _nested(Scope(address, label, graph, scope.opset))

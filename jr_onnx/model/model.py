@@ -1,0 +1,89 @@
+"""A model is its bytes: immutable, so the original is still there whatever is done with it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+
+from jr_onnx.errors import InvalidModelError, ModelError
+
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A serialized ONNX model.
+
+    Attributes:
+        content: the serialized `ModelProto`; weights in external files are not part of it.
+        path: the file it came from. External data is looked for in that file's directory.
+    """
+
+    content: bytes = field(repr=False)
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, proto: onnx.ModelProto, path: Path | None = None) -> Model:
+        """Serializes `proto`.
+
+        Raises:
+            ModelError: the serialized model would pass protobuf's limit of 2 GiB.
+        """
+        try:
+            return cls(proto.SerializeToString(), path)
+        except (EncodeError, ValueError) as error:
+            raise ModelError(
+                f"{path or 'model'}: cannot be serialized ({error}). protobuf holds at most 2 GiB: "
+                "save the weights as external data first (onnx.save with save_as_external_data)"
+            ) from error
+
+    def parse(self) -> onnx.ModelProto:
+        """Returns a fresh `ModelProto`, the caller's own to edit.
+
+        Raises:
+            InvalidModelError: the bytes are no ONNX model, or only a part of one.
+        """
+        where = self.path or "model"
+        proto = onnx.ModelProto()
+        try:
+            proto.ParseFromString(self.content)
+        except DecodeError as error:
+            raise InvalidModelError(
+                f"{where}: not an ONNX model, or a truncated one ({error}). "
+                "Export or copy the file again"
+            ) from error
+        # protobuf takes many a foreign file (an empty one, too) for a message of unknown fields.
+        if not (proto.ir_version and proto.HasField("graph") and proto.opset_import):
+            raise InvalidModelError(
+                f"{where}: not an ONNX model, or a truncated one (expected an IR version, a graph "
+                "and an opset import). Export or copy the file again"
+            )
+        return proto
+
+    @cached_property
+    def proto(self) -> onnx.ModelProto:
+        """The parsed model, shared by all readers: use `parse` for a copy to edit."""
+        return self.parse()
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of `content`, in hex."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """How messages call the model."""
+        return str(self.path) if self.path else self.proto.graph.name or "model"
+
+
+def opset_of(imports: object) -> int:
+    """Returns the version of the standard domain among `opset_import` entries, 0 if absent."""
+    return max(
+        (entry.version for entry in imports if entry.domain in ONNX_DOMAINS),  # type: ignore[attr-defined]
+        default=0,
+    )

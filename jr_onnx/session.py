@@ -1,0 +1,145 @@
+"""onnxruntime, the only module that imports it: model + device -> a session that runs arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jr_onnx.errors import ParameterError, SessionError
+from jr_onnx.model import Model
+
+Array = np.ndarray[Any, Any]
+DEVICES = ("auto", "cpu", "cuda")
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as onnxruntime declares it.
+
+    Attributes:
+        name: of the value.
+        type: as onnxruntime spells it, `tensor(float)`.
+        shape: numbers, symbols or None.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """A model loaded into onnxruntime.
+
+    Args:
+        model: what to run.
+        device: `auto` takes CUDA where it works, else the CPU; `cpu` and `cuda` take nothing else.
+
+    Attributes:
+        provider: the execution provider that really runs the model.
+        inputs: its inputs.
+        outputs: its outputs.
+
+    Raises:
+        SessionError: onnxruntime is not installed, has no such provider, or refuses the model.
+        ParameterError: no such device.
+    """
+
+    def __init__(self, model: Model, *, device: str = "auto") -> None:
+        self._where = model.name
+        wanted = _providers(device)
+        options = _onnxruntime().SessionOptions()
+        options.log_severity_level = 4  # what matters is raised; warnings would tear progress bars
+        if model.path is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                os.fspath(model.path.resolve().parent),
+            )
+        try:
+            self._session = _onnxruntime().InferenceSession(
+                model.content, options, providers=wanted
+            )
+        except Exception as error:  # onnxruntime raises a dozen types without a common base
+            raise SessionError(
+                f"{self._where}: onnxruntime {_onnxruntime().__version__} cannot load it on "
+                f"{wanted[0]}: {_one_line(error)}"
+            ) from error
+        self.provider: str = self._session.get_providers()[0]
+        # onnxruntime falls back to the CPU with a mere warning when CUDA's libraries are missing.
+        if device == "cuda" and self.provider != _CUDA:
+            raise SessionError(
+                f"{self._where}: asked for {_CUDA}, onnxruntime fell back to {self.provider}. "
+                "Check the CUDA and cuDNN libraries, or pass --device cpu"
+            )
+        self.inputs = tuple(map(_port, self._session.get_inputs()))
+        self.outputs = tuple(map(_port, self._session.get_outputs()))
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[Array]:
+        """Runs the model once.
+
+        Args:
+            feeds: an array for each input.
+            outputs: the outputs wanted, all if None.
+
+        Raises:
+            SessionError: with what onnxruntime said.
+        """
+        try:
+            return list(self._session.run(outputs, dict(feeds)))
+        except Exception as error:
+            raise SessionError(f"{self._where}: onnxruntime: {_one_line(error)}") from error
+
+
+def installed() -> bool:
+    """Whether onnxruntime can be imported."""
+    try:
+        _onnxruntime()
+    except SessionError:
+        return False
+    return True
+
+
+def version() -> str:
+    """The version of onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise SessionError(
+            "onnxruntime is not installed. Install it with pip install 'jr-onnx[cpu]', or "
+            f"'jr-onnx[gpu]' for CUDA ({_one_line(error)})"
+        ) from error
+    return onnxruntime
+
+
+def _providers(device: str) -> list[str]:
+    if device not in DEVICES:
+        raise ParameterError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    available = _onnxruntime().get_available_providers()
+    if device == "cuda" and _CUDA not in available:
+        raise SessionError(
+            f"asked for {_CUDA}, this onnxruntime has {', '.join(available)}. Install "
+            "'jr-onnx[gpu]' in place of 'jr-onnx[cpu]', or pass --device cpu"
+        )
+    if device == "cpu" or _CUDA not in available:
+        return [_CPU]
+    # CUDA's libraries often live in the nvidia wheels, where the loader cannot see them.
+    if hasattr(_onnxruntime(), "preload_dlls"):
+        _onnxruntime().preload_dlls()
+    return [_CUDA, _CPU]
+
+
+def _port(argument: Any) -> Port:
+    return Port(argument.name, argument.type, tuple(argument.shape))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,179 @@
+"""A classifier under attack: x -> logits, and (x, y) -> logits, loss, d loss / d x."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jr_onnx.autodiff import InputGradient, input_gradient
+from jr_onnx.errors import DataError, ModelError
+from jr_onnx.model import Model, load
+from jr_onnx.session import Port, Session
+
+Array = np.ndarray[Any, Any]
+DEFAULT_BATCH_SIZE = 64
+
+
+class Derivative(NamedTuple):
+    """One forward and backward pass.
+
+    Attributes:
+        logits: `(batch, classes)`.
+        loss: `(batch,)`.
+        gradient: like x, d loss[i] / d x[i].
+    """
+
+    logits: Array
+    loss: Array
+    gradient: Array
+
+
+class Target:
+    """An ONNX classifier on onnxruntime.
+
+    Logits always come from the model exactly as it is; its gradient graph is a graph of its own.
+
+    Args:
+        model: a path, serialized bytes, or a `Model`; one input `(batch, ...)`, one output
+            `(batch, classes)`.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: most examples in one run. A model with a fixed batch runs with its own.
+
+    Raises:
+        ModelError: the model is no such classifier.
+        SessionError: onnxruntime is not there or refuses the model.
+    """
+
+    def __init__(
+        self,
+        model: Model | bytes | str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> None:
+        if isinstance(model, bytes):
+            model = Model(model)
+        self.model = model if isinstance(model, Model) else load(model)
+        self._device = device
+        self._forward = Session(self.model, device=device)
+        self._input = _only(self._forward.inputs, "input", self.model)
+        _only(self._forward.outputs, "output", self.model)
+        fixed = self._input.shape[0] if self._input.shape else None
+        self._fixed_batch = fixed if isinstance(fixed, int) and fixed > 0 else None
+        self._batch_size = self._fixed_batch or batch_size
+        self._gradients: dict[str, tuple[Session, InputGradient]] = {}
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that really runs the model."""
+        return self._forward.provider
+
+    @property
+    def input_shape(self) -> tuple[int | str | None, ...]:
+        """Shape of one example; symbols and None where any size fits."""
+        return self._input.shape[1:]
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the input."""
+        dtypes = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
+        if self._input.type not in dtypes:
+            raise ModelError(
+                f"{self.model.name}: the input {self._input.name!r} is {self._input.type}; "
+                "attacks need a float input"
+            )
+        return np.dtype(dtypes[self._input.type])
+
+    def logits(self, x: Array) -> Array:
+        """Runs the model.
+
+        Args:
+            x: `(batch, *input_shape)`, cast to the model's dtype.
+
+        Returns:
+            `(batch, classes)`.
+
+        Raises:
+            DataError: x does not have the input's shape.
+        """
+        self._check(x)
+
+        def run(part: Array) -> tuple[Array, ...]:
+            return tuple(self._forward.run({self._input.name: part}))
+
+        return self._in_batches(run, x)[0]
+
+    def differentiate(self, x: Array, y: Array, *, loss: str = "cross_entropy") -> Derivative:
+        """Runs the gradient graph.
+
+        Args:
+            x: `(batch, *input_shape)`, cast to the model's dtype.
+            y: int `(batch,)`, the labels.
+            loss: a name in `jr_onnx.autodiff.LOSSES`.
+
+        Raises:
+            UnsupportedOpError: nodes without a gradient rule.
+            DataError: x does not have the input's shape.
+        """
+        self._check(x)
+        session, graph = self._gradient(loss)
+        wanted = (graph.logits, graph.loss, graph.gradient)
+
+        def run(part: Array, labels: Array) -> tuple[Array, ...]:
+            feeds = {graph.x: part, graph.labels: labels.astype(np.int64)}
+            return tuple(session.run(feeds, wanted))
+
+        return Derivative(*self._in_batches(run, x, y))
+
+    def loss_and_gradient(
+        self, x: Array, y: Array, *, loss: str = "cross_entropy"
+    ) -> tuple[Array, Array]:
+        """Returns loss `(batch,)` and gradient (like x) of `differentiate`."""
+        _, value, gradient = self.differentiate(x, y, loss=loss)
+        return value, gradient
+
+    def _gradient(self, loss: str) -> tuple[Session, InputGradient]:
+        if loss not in self._gradients:
+            graph = input_gradient(self.model, loss=loss)
+            self._gradients[loss] = (Session(graph.model, device=self._device), graph)
+        return self._gradients[loss]
+
+    def _check(self, x: Array) -> None:
+        expected = self.input_shape
+        fits = len(x.shape) == len(expected) + 1 and all(
+            not isinstance(size, int) or size == got
+            for size, got in zip(expected, x.shape[1:], strict=True)
+        )
+        if not fits:
+            spelled = ", ".join(str(size or "any") for size in expected)
+            raise DataError(
+                f"examples of shape {tuple(x.shape[1:])} do not fit {self.model.name}: its input "
+                f"{self._input.name!r} takes ({spelled}). Resize or transpose the data"
+            )
+
+    def _in_batches(
+        self, run: Callable[..., tuple[Array, ...]], x: Array, *more: Array
+    ) -> tuple[Array, ...]:
+        x = np.ascontiguousarray(x, self.dtype)
+        results = [run(*parts) for parts in self._parts(x, *more)]
+        return tuple(np.concatenate(parts)[: len(x)] for parts in zip(*results, strict=True))
+
+    def _parts(self, *arrays: Array) -> Iterator[list[Array]]:
+        size = self._batch_size
+        for start in range(0, len(arrays[0]), size):
+            parts = [array[start : start + size] for array in arrays]
+            short = size - len(parts[0])
+            if short and self._fixed_batch:  # pad with the last example; the surplus is cut off
+                parts = [np.concatenate([part, part[-1:].repeat(short, 0)]) for part in parts]
+            yield parts
+
+
+def _only(ports: tuple[Port, ...], what: str, model: Model) -> Port:
+    if len(ports) != 1:
+        names = [port.name for port in ports]
+        raise ModelError(f"{model.name}: a classifier with one {what} is needed, got {names}")
+    return ports[0]
