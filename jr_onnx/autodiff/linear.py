@@ -14,8 +14,8 @@ def gemm_a(call: Call) -> str:
     trans_a, trans_b = call.attribute("transA", 0), call.attribute("transB", 0)
     alpha, b = call.attribute("alpha", 1.0), call.node.input[1]
     if trans_a:
-        return call.emit.matmul(b, call.g, transA=trans_b, transB=1, alpha=alpha)
-    return call.emit.matmul(call.g, b, transB=1 - trans_b, alpha=alpha)
+        return call.emit.matmul(b, call.g, call.element, transA=trans_b, transB=1, alpha=alpha)
+    return call.emit.matmul(call.g, b, call.element, transB=1 - trans_b, alpha=alpha)
 
 
 @vjp("Gemm", 7, 9, 11, 13, wrt=1)
@@ -24,8 +24,8 @@ def gemm_b(call: Call) -> str:
     trans_a, trans_b = call.attribute("transA", 0), call.attribute("transB", 0)
     alpha, a = call.attribute("alpha", 1.0), call.node.input[0]
     if trans_b:
-        return call.emit.matmul(call.g, a, transA=1, transB=trans_a, alpha=alpha)
-    return call.emit.matmul(a, call.g, transA=1 - trans_a, alpha=alpha)
+        return call.emit.matmul(call.g, a, call.element, transA=1, transB=trans_a, alpha=alpha)
+    return call.emit.matmul(a, call.g, call.element, transA=1 - trans_a, alpha=alpha)
 
 
 @vjp("Gemm", 7, 9, 11, 13, wrt=2)

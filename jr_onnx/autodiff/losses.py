@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.model import Tensor
@@ -32,8 +32,10 @@ def cross_entropy(emit: Emitter, logits: str, labels: str, tensor: Tensor) -> tu
 def one_hot(emit: Emitter, z: str, labels: str, element: int) -> str:
     """Appends the labels as rows of 0 and 1, shaped like the logits `(batch, classes)`."""
     classes = emit.op("Gather", emit.op("Shape", z), emit.integers(1), axis=0)
-    dtype = helper.tensor_dtype_to_np_dtype(element)
-    return emit.op("OneHot", labels, classes, emit.constant(np.array([0, 1], dtype)), axis=1)
+    values = emit.constant(np.array([0, 1], np.float32))
+    hot = emit.op("OneHot", labels, classes, values, axis=1)
+    # onnxruntime has no float64 kernel of OneHot.
+    return hot if element == TensorProto.FLOAT else emit.op("Cast", hot, to=element)
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}

@@ -24,36 +24,13 @@ Rule = Callable[["Call"], str]
 _rules: dict[tuple[str, str, int, int], Rule] = {}
 
 # Piecewise constant, or about shapes: the gradient is zero by definition, not by omission.
-ZERO_GRADIENT = frozenset(
-    # fmt: off
-    (
-        "And",
-        "ArgMax",
-        "ArgMin",
-        "BitShift",
-        "Ceil",
-        "ConstantOfShape",
-        "Equal",
-        "Floor",
-        "Greater",
-        "GreaterOrEqual",
-        "IsInf",
-        "IsNaN",
-        "Less",
-        "LessOrEqual",
-        "NonZero",
-        "Not",
-        "OneHot",
-        "Or",
-        "Range",
-        "Round",
-        "Shape",
-        "Sign",
-        "Size",
-        "Xor",
-    )
-    # fmt: on
-)
+# fmt: off
+ZERO_GRADIENT = frozenset((
+    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "Floor", "Greater",
+    "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or",
+    "Range", "Round", "Shape", "Sign", "Size", "Xor",
+))
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _compare_numbers(
     x = probes(dtype, entry.effective_jump)
     expected = jump_relu(x, entry.effective_jump)
     got = Session(_alone(replacement)).run({site.x: x})[0]
-    number = ~np.isnan(x.astype(np.float64))
+    number = x == x  # what a form makes of NaN is its own affair
     bits = np.dtype(f"u{dtype.itemsize}")
     wrong = np.flatnonzero((expected.view(bits) != got.view(bits)) & number)
     if not len(wrong):

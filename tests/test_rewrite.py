@@ -1,0 +1,243 @@
+"""Retrofit, restore and the semantics of the forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+import jr_onnx as jr
+from jr_onnx.errors import (
+    AlreadyRetrofittedError,
+    InvalidModelError,
+    NothingToRewriteError,
+    NotRetrofittedError,
+    ParameterError,
+)
+from jr_onnx.rewrite import FORMS, effective_jump
+from jr_onnx.rewrite.verify import probes
+
+MakeModel = Callable[..., jr.Model]
+
+
+def run(model: jr.Model, **feeds: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    return list(ort.InferenceSession(model.content).run(None, feeds))
+
+
+def test_every_relu_of_the_sample_becomes_sub_greater_where(lenet: jr.Model) -> None:
+    result = jr.retrofit(lenet, jump=1.0)
+    ops = [node.op_type for node in result.model.proto.graph.node]
+    assert "Relu" not in ops
+    assert (ops.count("Sub"), ops.count("Greater"), ops.count("Where")) == (4 + 1, 4, 4)
+    assert [site.site.path for site in result.sites] == ["relu", "relu_1", "relu_2", "relu_3"]
+    assert result.skipped == ()
+
+
+def test_the_input_model_is_not_changed(lenet: jr.Model) -> None:
+    before = lenet.proto.SerializeToString()
+    jr.retrofit(lenet, jump=1.0)
+    assert lenet.proto.SerializeToString() == before == lenet.content
+
+
+def test_restore_is_byte_identical(lenet: jr.Model) -> None:
+    assert jr.restore(jr.retrofit(lenet, jump=1.0).model).content == lenet.content
+
+
+def test_a_second_retrofit_changes_the_jump_and_does_not_stack(lenet: jr.Model) -> None:
+    twice = jr.retrofit(jr.retrofit(lenet, jump=1.0).model, jump=0.25)
+    assert twice.model.content == jr.retrofit(lenet, jump=0.25).model.content
+
+
+def test_names_do_not_clash(text_model: MakeModel) -> None:
+    model = text_model(
+        """g (float[4] x) => (float[4] y, float[4] "jr_onnx/v1/y/where") {
+            y = Relu(x)
+            "jr_onnx/v1/y/constant:0" = Neg(x)
+            "jr_onnx/v1/y/where" = Neg("jr_onnx/v1/y/constant:0")
+        }"""
+    )
+    x = np.array([-1, 0.2, 0.5, 2], np.float32)
+    y, untouched = run(jr.retrofit(model, jump=0.5).model, x=x)
+    assert y.tolist() == [0, 0, 0, 2]
+    assert untouched.tolist() == x.tolist()
+
+
+def test_doc_string_and_metadata_stay_on_the_node_that_gives_the_output() -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (float[4] x) => (float[4] y) { y = Relu(x) }'
+    )
+    proto.graph.node[0].doc_string = "the first activation"
+    proto.graph.node[0].metadata_props.add(key="layer", value="7")
+    where = jr.retrofit(jr.Model(proto.SerializeToString()), jump=1).model.proto.graph.node[-1]
+    assert where.output[0] == "y"
+    assert where.doc_string == "the first activation"
+    assert [(entry.key, entry.value) for entry in where.metadata_props] == [("layer", "7")]
+
+
+def test_a_site_in_a_branch_is_replaced_and_restored(text_model: MakeModel) -> None:
+    model = text_model(
+        """g (bool c, float[4] x) => (float[4] z) {
+            y = Relu(x)
+            w = If (c) <then_branch = a () => (float[4] p) { p = Relu(x) },
+                        else_branch = b () => (float[4] q) { q = Neg(y) }>
+            z = Relu(w)
+        }"""
+    )
+    result = jr.retrofit(model, jump=1)
+    assert [site.site.path for site in result.sites] == ["y", "z", "w.then_branch>p"]
+    x = np.array([-1, 0.5, 1, 2], np.float32)
+    assert run(result.model, c=np.array(True), x=x)[0].tolist() == [0, 0, 0, 2]
+    assert jr.restore(result.model).content == model.content
+
+
+@pytest.mark.parametrize("jump", [-1.0, float("nan"), float("inf"), -1e-300])
+def test_a_jump_that_makes_no_sense_is_refused(relu_model: jr.Model, jump: float) -> None:
+    with pytest.raises(ParameterError, match=r"finite number >= 0, got"):
+        jr.retrofit(relu_model, jump=jump)
+
+
+def test_a_jump_too_large_for_the_type_is_refused(text_model: MakeModel) -> None:
+    model = text_model("g (float16[n] x) => (float16[n] y) { y = Relu(x) }")
+    with pytest.raises(ParameterError, match="too large for float16"):
+        jr.retrofit(model, jump=1e6)
+
+
+def test_nothing_to_rewrite_says_what_was_skipped(text_model: MakeModel) -> None:
+    model = text_model("g (float[n] x) => (float[n] y) { y = LeakyRelu(x) }")
+    with pytest.raises(NothingToRewriteError, match=r"y \(LeakyRelu\): only Relu is replaced"):
+        jr.retrofit(model, jump=1)
+
+
+def test_where_needs_opset_9(text_model: MakeModel) -> None:
+    model = text_model("g (float[n] x) => (float[n] y) { y = Relu(x) }", opset=8)
+    with pytest.raises(NothingToRewriteError, match=r"Where needs opset 9, the model has 8"):
+        jr.retrofit(model, jump=1)
+
+
+def test_a_relu_of_another_domain_is_untouched(text_model: MakeModel) -> None:
+    model = text_model(
+        "g (float[n] x) => (float[n] y) { y = mine.Relu(x) }",
+        extra="",
+    )
+    with pytest.raises(NothingToRewriteError, match="it has no Relu"):
+        jr.retrofit(model, jump=1)
+
+
+def test_restore_needs_a_manifest(lenet: jr.Model) -> None:
+    with pytest.raises(NotRetrofittedError, match="carries no jr-onnx manifest"):
+        jr.restore(lenet)
+
+
+def test_restore_refuses_a_model_changed_since(lenet: jr.Model) -> None:
+    proto = jr.retrofit(lenet, jump=1).model.parse()
+    proto.graph.node[0].name = "renamed"
+    with pytest.raises(NotRetrofittedError, match="was changed after it was retrofitted"):
+        jr.restore(jr.Model(proto.SerializeToString()))
+
+
+def test_restore_refuses_a_damaged_manifest(lenet: jr.Model) -> None:
+    proto = jr.retrofit(lenet, jump=1).model.parse()
+    proto.metadata_props[0].value = proto.metadata_props[0].value[:100]
+    with pytest.raises(NotRetrofittedError, match=r"manifest .* is damaged"):
+        jr.restore(jr.Model(proto.SerializeToString()))
+
+
+def test_hardened_nodes_without_a_manifest_are_not_hardened_again(lenet: jr.Model) -> None:
+    proto = jr.retrofit(lenet, jump=1).model.parse()
+    del proto.metadata_props[:]
+    with pytest.raises(AlreadyRetrofittedError, match="is a jump already"):
+        jr.retrofit(jr.Model(proto.SerializeToString()), jump=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08", b"PK\x03\x04" + bytes(100)])
+def test_what_is_not_onnx_is_refused(content: bytes) -> None:
+    with pytest.raises(InvalidModelError, match="not an ONNX model, or a truncated one"):
+        jr.Model(content).parse()
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
+def test_a_truncated_model_is_refused(lenet: jr.Model, keep: float) -> None:
+    with pytest.raises(InvalidModelError, match="truncated"):
+        jr.Model(lenet.content[: int(len(lenet.content) * keep)]).parse()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float", "double", "float16"])
+@pytest.mark.parametrize("jump", [0.0, 1e-40, 0.3, 1.0, 1000.0])
+def test_a_form_equals_the_definition_bitwise(
+    text_model: MakeModel, form: str, dtype: str, jump: float
+) -> None:
+    model = text_model(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = Relu(x) }}")
+    hardened = jr.retrofit(model, jump=jump, form=form).model
+    x = probes(np.dtype({"float": "f4", "double": "f8", "float16": "f2"}[dtype]), jump)
+    bits = np.dtype(f"u{x.itemsize}")
+    # The definition, spelled once more: the library's own must not be its only witness.
+    expected = np.where(x > np.asarray(jump, x.dtype), x, np.zeros_like(x))
+    assert np.array_equal(run(hardened, x=x)[0].view(bits), expected.view(bits))
+    assert np.array_equal(jr.jump_relu(x, jump).view(bits), expected.view(bits))
+
+
+@pytest.mark.parametrize(("jump", "expected"), [(0, 0), (1.5, 1), (2, 2)])
+def test_an_integer_tensor_takes_the_floor_of_the_jump(
+    text_model: MakeModel, jump: float, expected: int
+) -> None:
+    model = text_model("g (int32[n] x) => (int32[n] y) { y = Relu(x) }")
+    result = jr.retrofit(model, jump=jump)
+    assert result.sites[0].form == "greater-where"
+    assert result.sites[0].effective_jump == expected
+    x = np.array([-(2**31), -1, 0, 1, 2, 3, 2**31 - 1], np.int32)
+    assert run(result.model, x=x)[0].tolist() == np.where(x > jump, x, 0).tolist()
+
+
+def test_the_effective_jump_is_reported(text_model: MakeModel) -> None:
+    model = text_model("g (float16[n] x) => (float16[n] y) { y = Relu(x) }")
+    site = jr.retrofit(model, jump=0.3).sites[0]
+    assert site.jump == 0.3
+    assert site.effective_jump == float(np.float16(0.3)) != 0.3
+    assert effective_jump(0.3, np.dtype("f8")) == 0.3
+
+
+class _Relu(OpRun):
+    """Gives the reference evaluator's Relu a jump of 1."""
+
+    op_domain = ""
+
+    def _run(self, x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any]]:
+        return (np.where(x > 1, x, np.zeros_like(x)),)
+
+
+_Relu.__name__ = "Relu"
+
+
+def test_the_sample_equals_the_onnx_reference_with_a_jump(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    reference = ReferenceEvaluator(lenet.proto, new_ops=[_Relu])
+    expected = np.asarray(reference.run(None, {"input": mnist.x})[0])  # type: ignore[index]
+    got = run(jr.retrofit(lenet, jump=1).model, input=mnist.x)[0]
+    plain = run(lenet, input=mnist.x)[0]
+    # Rounding may flip a unit that sits at the jump, so a logit may differ; a class does not here.
+    assert (got.argmax(1) == expected.argmax(1)).all()
+    assert np.median(np.abs(got - expected)) < 1e-5
+    assert np.median(np.abs(got - plain)) > 1e-2
+
+
+def test_each_site_of_the_sample_equals_numpy_bitwise_on_its_own_input(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    result = jr.retrofit(lenet, jump=1)
+    proto = result.model.parse()
+    for planned in result.sites:
+        for name in (planned.site.x, planned.site.y):
+            proto.graph.output.add(name=name)
+    values = run(jr.Model(proto.SerializeToString()), input=mnist.x)[1:]
+    for x, y in zip(values[::2], values[1::2], strict=True):
+        assert len(x) == 1000
+        expected = np.where(x > np.float32(1), x, np.float32(0))
+        assert np.array_equal(y.view(np.uint32), expected.view(np.uint32))

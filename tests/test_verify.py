@@ -1,0 +1,126 @@
+"""Verification accepts what retrofit makes, and catches every planted difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import jr_onnx as jr
+from jr_onnx.rewrite.manifest import KEY
+
+Plant = Callable[[onnx.ModelProto], object]
+
+
+def _node(proto: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
+    named: onnx.NodeProto = next(
+        node
+        for node in proto.graph.node
+        if node.op_type == op_type and node.name.startswith("jr_onnx/v1/relu_2/")
+    )
+    return named
+
+
+def _set_jump(proto: onnx.ModelProto, jump: float) -> None:
+    value = numpy_helper.from_array(np.array(jump, np.float32))
+    _node(proto, "Constant").attribute[0].t.CopyFrom(value)
+
+
+def _weight(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
+
+
+def _missed_site(proto: onnx.ModelProto) -> None:
+    nodes = list(proto.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name.startswith("jr_onnx/v1/relu_2/"))
+    relu = onnx.helper.make_node("Relu", ["linear"], ["relu_2"], name="node_relu_2")
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:at], relu, *nodes[at + 5 :]])
+
+
+def _extra_node(proto: onnx.ModelProto) -> None:
+    proto.graph.node.add(op_type="Identity", input=["logits"], output=["more"], name="spy")
+
+
+def _other_branch(proto: onnx.ModelProto) -> None:
+    where = _node(proto, "Where")
+    where.input[1], where.input[2] = where.input[2], where.input[1]
+
+
+def _no_metadata(proto: onnx.ModelProto) -> None:
+    kept = [entry for entry in proto.metadata_props if entry.key == KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+
+
+PLANTED: dict[str, tuple[Plant, str]] = {
+    "weight": (_weight, r"graph\.initializer\[conv1\.weight\]"),
+    "missed site": (_missed_site, "relu_2: still a plain Relu"),
+    "jump one ulp up": (
+        lambda proto: _set_jump(proto, float(np.nextafter(np.float32(0.5), np.float32(1)))),
+        "relu_2: 1 of 200[0-9]+ values differ from the jump 0.5",
+    ),
+    "another jump": (lambda proto: _set_jump(proto, 0.75), "relu_2: .* values differ"),
+    "branches swapped": (_other_branch, "relu_2: .* values differ"),
+    "opset": (lambda proto: setattr(proto.opset_import[0], "version", 19), r"model\.opset_import"),
+    "ir version": (lambda proto: setattr(proto, "ir_version", 9), r"model\.ir_version"),
+    "metadata": (_no_metadata, r"model\.metadata_props: expected 1 entries, got 0"),
+    "doc string": (lambda proto: setattr(proto.graph, "doc_string", "x"), r"graph\.doc_string"),
+    "node attribute": (
+        lambda proto: setattr(proto.graph.node[3].attribute[0], "i", 2),
+        r"node 'node_max_pool2d' \(MaxPool\)",
+    ),
+    "extra node": (_extra_node, r"node 'spy' \(Identity\): a node that the original does not have"),
+    "output name": (lambda proto: setattr(proto.graph.output[0], "name", "z"), r"graph\.output"),
+}
+
+
+@pytest.fixture(scope="module")
+def original(lenet: jr.Model) -> jr.Model:
+    proto = lenet.parse()
+    proto.metadata_props.add(key="owner", value="vision team")
+    return jr.Model(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("jump", [0.0, 0.3, 1.0])
+def test_a_retrofit_is_equivalent(original: jr.Model, jump: float) -> None:
+    found = jr.verify(original, jr.retrofit(original, jump=jump).model)
+    assert found.equivalent
+    assert set(found.jumps) == {"relu", "relu_1", "relu_2", "relu_3"}
+    assert set(found.jumps.values()) == {float(np.float32(jump))}
+    assert found.values_compared > 800_000
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_difference_is_caught(original: jr.Model, planted: str) -> None:
+    plant, expected = PLANTED[planted]
+    proto = jr.retrofit(original, jump=0.5).model.parse()
+    plant(proto)
+    found = jr.verify(original, jr.Model(proto.SerializeToString()))
+    assert not found.equivalent
+    told = "\n".join(f"{entry.where}: {entry.what}" for entry in found.differences)
+    assert re.search(expected, told), told
+
+
+def test_the_original_itself_is_not_equivalent(original: jr.Model) -> None:
+    found = jr.verify(original, original)
+    assert [entry.where for entry in found.differences] == ["relu", "relu_1", "relu_2", "relu_3"]
+
+
+def test_a_lost_manifest_is_told(original: jr.Model) -> None:
+    proto = jr.retrofit(original, jump=0.5).model.parse()
+    del proto.metadata_props[1]
+    found = jr.verify(original, jr.Model(proto.SerializeToString()))
+    assert not found.equivalent
+    assert "manifest does not list" in found.differences[0].what
+
+
+def test_json_has_the_differences(original: jr.Model) -> None:
+    document = jr.verify(original, original).to_json()
+    assert document["equivalent"] is False
+    assert document["differences"][0]["where"] == "relu"
