@@ -46,14 +46,8 @@ def load_npz(path: str | os.PathLike[str], *, bounds: tuple[float, float] = (0.0
             or label that does not fit.
     """
     path = Path(path)
-    arrays = _read(path)
-    for key in ("x", "y"):
-        if key not in arrays:
-            raise DataError(
-                f"{path}: has no array {key!r}, only {sorted(arrays)}. Expected x (examples) and y "
-                "(labels)"
-            )
-    x, y = _examples(arrays["x"], bounds, path), _labels(arrays["y"], path)
+    raw_x, raw_y = _read(path)
+    x, y = _examples(raw_x, bounds, path), _labels(raw_y, path)
     if len(x) != len(y):
         raise DataError(f"{path}: x has {len(x)} examples and y {len(y)} labels; they must match")
     if not len(x):
@@ -61,15 +55,19 @@ def load_npz(path: str | os.PathLike[str], *, bounds: tuple[float, float] = (0.0
     return Dataset(x, y, bounds, str(path))
 
 
-def _read(path: Path) -> dict[str, Array]:
+def _read(path: Path) -> tuple[Array, Array]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: a single array; expected an .npz with x and y (numpy.savez)")
-        with archive:
-            return {key: archive[key] for key in ("x", "y") if key in archive} or {
-                key: np.zeros(0) for key in archive
-            }
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: a single array; expected x and y in an .npz")
+            missing = {"x", "y"}.difference(archive)
+            if missing:
+                raise DataError(
+                    f"{path}: has no array {min(missing)!r}, only {sorted(archive)}. Expected x "
+                    "(examples) and y (labels)"
+                )
+            return archive["x"], archive["y"]
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({reason}). Check the path of the data") from error

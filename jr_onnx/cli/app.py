@@ -50,7 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         A value of `Exit`.
     """
     try:
-        return int(app(list(arguments), prog_name="jr-onnx", standalone_mode=False) or Exit.OK)
+        code = int(app(list(arguments), prog_name="jr-onnx", standalone_mode=False) or Exit.OK)
+        sys.stdout.flush()
+    except (SystemExit, BrokenPipeError):
+        # `jr-onnx inspect | head`: the reader has left (typer turns that into SystemExit(1), which
+        # would read as a refusal). What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.INTERRUPTED
     except typer.TyperException as error:
         complain(f"{error.format_message()} (see jr-onnx --help)")
         return Exit.USAGE
@@ -64,13 +70,11 @@ def run(arguments: Sequence[str]) -> int:
         complain(str(error))
         return Exit.ERROR
     except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # `jr-onnx inspect | head`: the reader has what it wanted; the rest goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+        code = Exit.INTERRUPTED
     except Exception as error:
         traceback.print_exc()
         complain(f"this is a bug of jr-onnx, please report it: {type(error).__name__}: {error}")
         return Exit.BUG
+    if code == Exit.INTERRUPTED:  # typer returns it for Ctrl-C
+        complain("interrupted")
+    return code

@@ -1,0 +1,102 @@
+"""Statistics and the evaluation of two models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import jr_onnx as jr
+from jr_onnx.attacks import PGD, ThreatModel
+from jr_onnx.errors import DataError
+from jr_onnx.evaluate import mcnemar, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "samples", "expected"),
+    # R: binom::binom.wilson; and Agresti's example of 0 in 10.
+    [(0, 10, (0.0, 0.27753)), (10, 10, (0.72247, 1.0)), (81, 263, (0.25531, 0.36621))],
+)
+def test_wilson(successes: int, samples: int, expected: tuple[float, float]) -> None:
+    found = wilson(np.arange(samples) < successes)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    # Twice the binomial tail P(X <= min | n, 1/2).
+    ("lost", "won", "expected"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 2 / 32), (5, 0, 2 / 32), (1, 3, 2 * 5 / 16)],
+)
+def test_mcnemar(lost: int, won: int, expected: float) -> None:
+    assert mcnemar(lost, won) == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_pairs_does_not_overflow() -> None:
+    assert 0 <= mcnemar(3000, 5000) < 1e-50
+
+
+@pytest.fixture(scope="module")
+def evaluation(lenet: jr.Model, mnist: jr.Dataset) -> jr.Evaluation:
+    return jr.evaluate(
+        jr.retrofit(lenet, jump=1.0).model,
+        mnist.x[:200],
+        mnist.y[:200],
+        threat=ThreatModel(epsilon=0.1),
+        attacks=[PGD(steps=10)],
+        baseline=lenet,
+        device="cpu",
+    )
+
+
+def test_a_fresh_session_confirms_every_figure(
+    evaluation: jr.Evaluation, mnist: jr.Dataset
+) -> None:
+    for model in evaluation.models:
+        target = jr.Target(model.model, device="cpu")
+        x_adv = model.attacks["pgd"].x_adv
+        clean = target.logits(mnist.x[:200]).argmax(1) == mnist.y[:200]
+        attacked = target.logits(x_adv).argmax(1) == mnist.y[:200]
+        assert np.array_equal(model.correct, clean)
+        assert np.array_equal(model.robust, clean & attacked)
+        assert evaluation.threat.contains(x_adv, mnist.x[:200]).all()
+
+
+def test_json_follows_the_contract(evaluation: jr.Evaluation) -> None:
+    document = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    assert document["schema"] == "jr-onnx/evaluation/1"
+    assert document["threat"] == {"norm": "linf", "epsilon": 0.1, "bounds": [0, 1]}
+    assert [model["role"] for model in document["models"]] == ["original", "retrofitted"]
+    assert document["models"][0]["jumps"] == {}
+    assert document["models"][1]["jumps"]["relu_3"] == 1
+    attack = document["models"][0]["attacks"][0]
+    assert attack["gradient"] == "exact"
+    assert 0 < attack["mean_distance"] <= attack["max_distance"] <= 0.1
+    assert attack["gradient_passes"] > 200
+    low, high = document["models"][0]["robust_accuracy_interval"]
+    assert low < document["models"][0]["robust_accuracy"] < high
+    first, second = (model["robust_accuracy"] for model in document["models"])
+    assert document["gain"]["naive"] == second - first
+    assert document["gain"]["adaptive"] is None, "not measured yet, and not claimed"
+
+
+def test_one_model_alone_has_no_gain(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    found = jr.evaluate(
+        lenet,
+        mnist.x[:5],
+        mnist.y[:5],
+        threat=ThreatModel(epsilon=0.1),
+        attacks=[PGD(steps=1)],
+        device="cpu",
+    )
+    assert found.naive_gain is None
+    assert found.to_json()["gain"] == {"naive": None, "adaptive": None, "p_value": None}
+
+
+def test_labels_out_of_range_are_found_before_the_attack(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    y = mnist.y[:5].copy()
+    y[3] = 10
+    with pytest.raises(DataError, match=r"label 10 at index 3 is out of range: .* has 10 classes"):
+        jr.evaluate(lenet, mnist.x[:5], y, threat=ThreatModel(epsilon=0.1), device="cpu")
