@@ -182,7 +182,13 @@ HAZARDS: dict[str, tuple[Callable[[Path], None], list[str], Exit, str]] = {
         _nothing,
         [*RETROFIT, "-o", "no/where.onnx"],
         Exit.ERROR,
-        "no/where.onnx: cannot be written (No such file or directory)",
+        "no/where.onnx: cannot be written, there is no folder no",
+    ),
+    "no such folder for the JSON": (
+        _nothing,
+        [*WITH, "test.npz", "--json", "no/r.json"],
+        Exit.ERROR,
+        "no/r.json: cannot be written, there is no folder no",
     ),
     "restore an original": (
         _nothing,
@@ -219,7 +225,7 @@ def test_a_folder_without_permission(here: Path, capsys: pytest.CaptureFixture[s
 def test_an_output_that_is_a_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "folder").mkdir()
     assert run([*RETROFIT, "-o", "folder", "--force"]) == Exit.ERROR
-    assert "folder: cannot be written (Is a directory)" in capsys.readouterr().err
+    assert "folder: cannot be written, is a folder" in capsys.readouterr().err
     assert _files(here).keys() == {"net.onnx", "test.npz"}
 
 

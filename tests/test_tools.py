@@ -326,3 +326,20 @@ def test_strip_metadata_removes_the_path_that_check_graph_refuses(train_samples:
     train_samples.strip_metadata(model)
     train_samples.check_graph(model)
     assert model == onnx.load(LENET)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "expected"),
+    [
+        ("clean 99.2%  p = 6.1e-41\n", "clean   99.3%  p = 3.0e-40\n\n", True),
+        ("clean 99.2%\n", "clean 98.2%\n", False),
+        ("clean 99.2%\n", "robust 99.2%\n", False),
+        ("clean 99.2%\n", "clean 99.2% 1.0\n", False),
+        ("4 of 4 replaced\n", "3 of 4 replaced\n", False),
+    ],
+)
+def test_the_readme_check_sees_a_difference(
+    monkeypatch: pytest.MonkeyPatch, shown: str, printed: str, expected: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    assert importlib.import_module("check_readme").same(shown, printed) is expected

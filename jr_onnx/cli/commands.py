@@ -10,7 +10,7 @@ import typer
 from jr_onnx import report, rewrite
 from jr_onnx import session as sessions
 from jr_onnx.attacks import PGD, ThreatModel, parse_epsilon
-from jr_onnx.cli.console import bars, require_free, say, write_json
+from jr_onnx.cli.console import bars, say, write_json
 from jr_onnx.cli.options import (
     BatchSize,
     Data,
@@ -28,7 +28,7 @@ from jr_onnx.cli.options import (
 from jr_onnx.data import Dataset, load_npz
 from jr_onnx.errors import PostconditionError, SessionError
 from jr_onnx.evaluate import Evaluation, check_fit, evaluate
-from jr_onnx.model import Model, load, save
+from jr_onnx.model import Model, load, require_writable, save
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 
 
@@ -37,7 +37,7 @@ def inspect(model: ModelPath, json: Json = None, force: Force = False) -> None:
 
     Example: jr-onnx inspect model.onnx
     """
-    require_free(json, force=force)
+    require_writable(json, force=force)
     loaded = load(model)
     sites, skipped = rewrite.find_sites(rewrite.original_of(loaded))
     jumps = rewrite.jumps_of(loaded)
@@ -75,13 +75,14 @@ def retrofit(
 
     Example: jr-onnx retrofit model.onnx --jump 0.3 --data test.npz --epsilon 8/255
     """
-    require_free(json, force=force)
+    require_writable(json, force=force)
+    path = output or model.with_suffix(".jr.onnx")
+    require_writable(path, force=True)  # `save` decides on replacing, when it knows the content
     threat = ThreatModel(epsilon=parse_epsilon(epsilon))
     original = load(model)
     result = rewrite.retrofit(original, jump=jump)
     samples = load_npz(data, bounds=threat.bounds) if data else None
     _try_out(result, samples, device)
-    path = output or model.with_suffix(".jr.onnx")
     written = save(result.model, path, force=force)
     total = len(result.sites) + len(result.skipped)
     forms = ", ".join(dict.fromkeys(site.form for site in result.sites))
@@ -136,7 +137,7 @@ def verify(
 
     Example: jr-onnx verify model.onnx model.jr.onnx
     """
-    require_free(json, force=force)
+    require_writable(json, force=force)
     found = rewrite.verify(load(original), load(hardened))
     for path, jump in found.jumps.items():
         say(f"{path}: jump {jump!r}")

@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jr_onnx.errors import OutputError
 from jr_onnx.evaluate import Progress as Told
 from jr_onnx.model import write_atomically
 
@@ -50,16 +49,6 @@ def bars(samples: int, *, quiet: bool) -> Iterator[Told]:
             progress.advance(tasks[key], done)
 
         yield told
-
-
-def require_free(path: Path | None, *, force: bool) -> None:
-    """Refuses an output that is there already, before any work is done.
-
-    Raises:
-        OutputError: it is there, and `force` is not given.
-    """
-    if path is not None and path.exists() and not force:
-        raise OutputError(f"{path}: is there already. Pass --force to replace it, or another path")
 
 
 def write_json(path: Path | None, content: bytes, *, force: bool) -> None:

@@ -4,7 +4,7 @@ file or bytes --load--> Model (immutable bytes) --parse--> ModelProto --seal--> 
 """
 
 from jr_onnx.model.builder import Names, NodeBuilder
-from jr_onnx.model.file import check, load, save, write_atomically
+from jr_onnx.model.file import check, load, require_writable, save, write_atomically
 from jr_onnx.model.graphs import Address, Scope, scopes
 from jr_onnx.model.model import Model
 from jr_onnx.model.types import Tensor, ValueTypes, dtype_name
@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "dtype_name",
     "load",
+    "require_writable",
     "save",
     "scopes",
     "write_atomically",

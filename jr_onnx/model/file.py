@@ -59,10 +59,7 @@ def write_atomically(path: Path, content: bytes, *, force: bool = False) -> None
     Raises:
         OutputError: the file is there and `force` is not given, or it cannot be written.
     """
-    if path.exists() and not force:
-        raise OutputError(
-            f"{path}: is there already. Pass --force (force=True) to replace it, or another output"
-        )
+    require_writable(path, force=force)
     temporary = None
     try:
         mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
@@ -82,6 +79,23 @@ def write_atomically(path: Path, content: bytes, *, force: bool = False) -> None
         raise OutputError(
             f"{path}: cannot be written ({error.strerror}). Check the directory and its permissions"
         ) from error
+
+
+def require_writable(path: Path | None, *, force: bool = False) -> None:
+    """Refuses an output that cannot work, before any work is done; None is no output.
+
+    Raises:
+        OutputError: the file is there and `force` is not given, or its folder is not.
+    """
+    if path is None:
+        return
+    if path.exists() and not force:
+        raise OutputError(
+            f"{path}: is there already. Pass --force (force=True) to replace it, or another path"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise OutputError(f"{path}: cannot be written, {reason}. Give the path of a file")
 
 
 def check(model: Model) -> None:
