@@ -22,7 +22,16 @@ from jr_onnx.autodiff import input_gradient
 from jr_onnx.data import Dataset, load_npz
 from jr_onnx.evaluate import Evaluation, evaluate
 from jr_onnx.model import Model, load, save
-from jr_onnx.rewrite import Retrofit, Verification, find_sites, jump_relu, restore, retrofit, verify
+from jr_onnx.rewrite import (
+    Retrofit,
+    Selection,
+    Verification,
+    find_sites,
+    jump_relu,
+    restore,
+    retrofit,
+    verify,
+)
 from jr_onnx.target import Target
 
 __version__ = "0.1.0"
@@ -32,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Model",
     "Retrofit",
+    "Selection",
     "Target",
     "ThreatModel",
     "Verification",

@@ -3,8 +3,8 @@
 ```
 JrOnnxError
 ├── ModelError       InvalidModelError, UnsupportedOpsetError, UnsupportedOpError, ExternalDataError
-├── RewriteError     NothingToRewriteError, AlreadyRetrofittedError, NotRetrofittedError,
-│                    PostconditionError
+├── RewriteError     NothingToRewriteError, HiddenActivationError, AlreadyRetrofittedError,
+│                    NotRetrofittedError, PostconditionError
 ├── DataError
 ├── ParameterError   (also a ValueError)
 ├── OutputError
@@ -47,7 +47,8 @@ class UnsupportedOpError(ModelError):
         listed = "; ".join(self.problems)
         super().__init__(
             f"no input gradient for {len(self.problems)} node(s): {listed}. "
-            "Register a rule with jr_onnx.autodiff.vjp, or use an attack without gradients"
+            "A Softmax at the end is not needed: cut the model at its logits. For others, register "
+            "a rule with jr_onnx.autodiff.vjp"
         )
 
 
@@ -61,6 +62,10 @@ class RewriteError(JrOnnxError):
 
 class NothingToRewriteError(RewriteError):
     """The model has no activation to replace."""
+
+
+class HiddenActivationError(RewriteError):
+    """Activations are inside fused or quantised operators, where no node can be replaced."""
 
 
 class AlreadyRetrofittedError(RewriteError):

@@ -14,7 +14,8 @@ import numpy as np
 
 from jr_onnx import rewrite
 from jr_onnx.attacks import NORMS, PGD, Attack, AttackResult, ThreatModel
-from jr_onnx.errors import DataError
+from jr_onnx.attacks.attack import check_examples
+from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.model import Model
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 
@@ -40,7 +41,7 @@ class ModelEvaluation:
 
     role: str
     model: Model = field(repr=False)
-    jumps: dict[str, float]
+    jumps: dict[str, rewrite.Jump]
     provider: str
     correct: Array = field(repr=False)
     robust: Array = field(repr=False)
@@ -167,10 +168,15 @@ def evaluate(
         progress: told role, attack, and the number of examples just finished.
 
     Raises:
-        DataError: the data does not fit the model.
+        DataError: the data does not fit the model or the bounds.
+        ParameterError: no attack, or two of the same name.
         ModelError: the model is no such classifier, or has no gradient.
         SessionError: onnxruntime is not there, or refuses the model or the device.
     """
+    check_examples(x, y, threat)
+    names = [attack.name for attack in attacks]
+    if not names or len(set(names)) < len(names):
+        raise ParameterError(f"attacks must be one or more with different names, got {names}")
     targets = [
         Target(part, device=device, batch_size=batch_size)
         for part in ((baseline, model) if baseline else (model,))

@@ -41,7 +41,8 @@ class Session:
         device: `auto` takes CUDA where it works, else the CPU; `cpu` and `cuda` take nothing else.
 
     Attributes:
-        provider: the execution provider that really runs the model.
+        provider: the execution provider that really took the model (it may leave operators
+            without a kernel to the CPU).
         inputs: its inputs.
         outputs: its outputs.
 
@@ -55,10 +56,10 @@ class Session:
         wanted = _providers(device)
         options = _onnxruntime().SessionOptions()
         options.log_severity_level = 4  # what matters is raised; warnings would tear progress bars
-        if model.path is not None:
+        if model.folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path",
-                os.fspath(model.path.resolve().parent),
+                os.fspath(model.folder.resolve()),
             )
         try:
             self._session = _onnxruntime().InferenceSession(
@@ -69,6 +70,8 @@ class Session:
                 f"{self._where}: onnxruntime {_onnxruntime().__version__} cannot load it on "
                 f"{wanted[0]}: {_one_line(error)}"
             ) from error
+        # On an error at run time onnxruntime would build another session on the CPU, unasked.
+        self._session.disable_fallback()
         self.provider: str = self._session.get_providers()[0]
         # onnxruntime falls back to the CPU with a mere warning when CUDA's libraries are missing.
         if device == "cuda" and self.provider != _CUDA:
@@ -83,8 +86,11 @@ class Session:
         """Runs the model once.
 
         Args:
-            feeds: an array for each input.
+            feeds: an array for each input, of its dtype.
             outputs: the outputs wanted, all if None.
+
+        Returns:
+            An array for each output, of its dtype.
 
         Raises:
             SessionError: with what onnxruntime said.

@@ -95,7 +95,7 @@ class Target:
             x: `(batch, *input_shape)`, cast to the model's dtype.
 
         Returns:
-            `(batch, classes)`.
+            `(batch, classes)`, float of the model's own dtype.
 
         Raises:
             DataError: x does not have the input's shape.

@@ -9,7 +9,7 @@ import pytest
 
 import jr_onnx as jr
 from jr_onnx.attacks import PGD, Attack, Classifier, ThreatModel, parse_epsilon
-from jr_onnx.errors import ParameterError
+from jr_onnx.errors import DataError, ModelError, ParameterError
 from jr_onnx.target import Derivative
 
 Array = np.ndarray[Any, Any]
@@ -20,6 +20,7 @@ class Linear:
 
     def __init__(self, w: Array, b: float) -> None:
         self.w, self.b = w, b
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def logits(self, x: Array) -> Array:
         margin = x @ self.w + self.b
@@ -177,3 +178,41 @@ def test_an_epsilon_that_is_no_number(text: str) -> None:
 def test_pgd_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match=next(iter(options))):
         PGD(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": 255}, r"x ranges over .* outside the bounds \[0, 1\]"),
+        ({"x": np.nan}, "outside the bounds"),
+        ({"y": -1}, "one integer label >= 0 for each"),
+        ({"y": 0.5}, "one integer label >= 0 for each"),
+    ],
+)
+def test_examples_that_do_not_fit_are_refused(linear: Any, change: Any, message: str) -> None:
+    model, x, y, _ = linear
+    x, y = x * change.get("x", 1), y * change.get("y", 1) + (change.get("y", 1) < 0) * -1
+    with pytest.raises(DataError, match=message):
+        PGD(steps=1).run(model, x, y, ThreatModel(epsilon=0.05))
+
+
+def test_no_examples_are_refused(linear: Any) -> None:
+    model, x, y, _ = linear
+    with pytest.raises(DataError, match=r"got x of shape \(0, 20\)"):
+        PGD(steps=1).run(model, x[:0], y[:0], ThreatModel(epsilon=0.05))
+
+
+def test_logits_that_are_not_finite_mean_nothing(linear: Any) -> None:
+    _, x, y, _ = linear
+    with pytest.raises(ModelError, match="logits are not finite"):
+        PGD(steps=1).run(Linear(np.full(20, np.nan), 0.0), x, y, ThreatModel(epsilon=0.05))
+
+
+def test_a_float16_model_is_attacked_inside_the_ball_that_it_sees(linear: Any) -> None:
+    model, x, y, _ = linear
+    model = Linear(model.w, model.b)
+    model.dtype = np.dtype(np.float16)
+    threat = ThreatModel(epsilon=0.05)
+    found = PGD(steps=5).run(model, x, y, threat)
+    assert found.x_adv.dtype == np.float16
+    assert threat.contains(found.x_adv, x.astype(np.float16)).all()

@@ -9,7 +9,7 @@ import pytest
 
 import jr_onnx as jr
 from jr_onnx.attacks import PGD, ThreatModel
-from jr_onnx.errors import DataError
+from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.evaluate import mcnemar, wilson
 
 
@@ -100,3 +100,14 @@ def test_labels_out_of_range_are_found_before_the_attack(
     y[3] = 10
     with pytest.raises(DataError, match=r"label 10 at index 3 is out of range: .* has 10 classes"):
         jr.evaluate(lenet, mnist.x[:5], y, threat=ThreatModel(epsilon=0.1), device="cpu")
+
+
+def test_two_attacks_of_one_name_are_refused(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    with pytest.raises(ParameterError, match=r"different names, got \['pgd', 'pgd'\]"):
+        jr.evaluate(
+            lenet,
+            mnist.x[:5],
+            mnist.y[:5],
+            threat=ThreatModel(epsilon=0.1),
+            attacks=[PGD(steps=2), PGD(steps=1)],
+        )

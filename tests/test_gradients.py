@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,15 @@ CASES: dict[str, tuple[Case, tuple[int, ...]]] = {
         ),
         (3, 6),
     ),
+    "abs and clip": (
+        _model("a = Abs(x) c = Clip(a, low, high) z = MatMul(c, w)", "N,6", low=np.array(0.3),
+               high=np.array(1.2), w=_weight(6, 4)),
+        (3, 6),
+    ),
+    "clip opset 10": (
+        _model("c = Clip<min=-0.5, max=0.7>(x) z = MatMul(c, w)", "N,6", opset=10, w=_weight(6, 4)),
+        (3, 6),
+    ),
     "where": (
         _model(
             "c = Greater(x, t) n = Neg(x) h = Where(c, x, n) z = MatMul(h, w)",
@@ -254,12 +264,12 @@ CASES: dict[str, tuple[Case, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-# onnxruntime's CPU provider has no float64 kernel of Conv and ConvTranspose.
+# onnxruntime's CPU provider has no float64 kernel of Conv, ConvTranspose and the old Clip.
 DTYPES = [
     (case, dtype)
     for case in CASES
     for dtype in ("float", "double")
-    if not (dtype == "double" and case.startswith("conv"))
+    if not (dtype == "double" and case.startswith(("conv", "clip opset")))
 ]
 
 
@@ -339,6 +349,40 @@ def test_every_node_without_a_rule_is_listed(text_model: MakeModel) -> None:
     ]
     assert "no rule at opset 18" in str(caught.value)
     assert "jr_onnx.autodiff.vjp" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("a, b = Split<num_outputs=2, axis=1>(x) r = Relu(b) z = Add(r, a)", "Split"),
+        ("a, b = Split<num_outputs=2, axis=1>(x) z = Relu(b)", "outputs ['b']"),
+        ("q = QuantizeLinear(x, s, p) d = DequantizeLinear(q, s, p) z = Add(d, x)", "Quantize"),
+        ("c = Cast<to=16>(x) d = Cast<to=1>(c) z = Add(d, x)", "Cast"),
+        ("a = my.Sign(x) z = Add(a, x)", "my::Sign"),
+        (
+            "w = If (c) <then_branch = t () => (float[N, 4] p) { p = Neg(x) },"
+            " else_branch = e () => (float[N, 4] q) { q = Neg(x) }> z = Add(w, x)",
+            "its body uses values that depend on the input",
+        ),
+    ],
+)
+def test_a_path_without_a_rule_is_never_silently_zero(body: str, problem: str) -> None:
+    with pytest.raises(UnsupportedOpError, match=re.escape(problem)):
+        jr.input_gradient(_with_constants(body))
+
+
+def _with_constants(body: str) -> jr.Model:
+    return jr.Model(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18, "my": 1]> g (float[N, 4] x) => (float[N, C] z) '
+            f"<float s = {{0.1}}, uint8 p = {{0}}, bool c = {{1}}> {{ {body} }}"
+        ).SerializeToString()
+    )
+
+
+def test_a_rule_of_ones_own_domain_is_found_by_its_version() -> None:
+    vjp("Twice", 1, domain="my")(lambda call: call.emit.op("Add", call.g, call.g))
+    assert jr.input_gradient(_with_constants("z = my.Twice(x)")).gradient
 
 
 def test_an_opset_that_is_too_old_is_named(text_model: MakeModel) -> None:

@@ -51,14 +51,13 @@ def test_imports_point_upwards(path: Path) -> None:
             assert LEVEL[used] < LEVEL[own], f"{own} imports {used}"
 
 
-@pytest.mark.parametrize(
-    ("package", "home"), [("onnxruntime", "session.py"), ("google", "model/model.py")]
-)
+@pytest.mark.parametrize(("package", "home"), [("onnxruntime", "session.py"), ("google", "model/")])
 def test_a_field_package_has_one_home(package: str, home: str) -> None:
     users = [
         path for path in MODULES if any(name.split(".")[0] == package for name in _imports(path))
     ]
-    assert users == [PACKAGE / home]
+    assert users
+    assert all(str(path.relative_to(PACKAGE)).startswith(home) for path in users)
 
 
 def test_nothing_imports_torch() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -110,13 +111,21 @@ def test_a_jump_too_large_for_the_type_is_refused(text_model: MakeModel) -> None
 
 def test_nothing_to_rewrite_says_what_was_skipped(text_model: MakeModel) -> None:
     model = text_model("g (float[n] x) => (float[n] y) { y = LeakyRelu(x) }")
-    with pytest.raises(NothingToRewriteError, match=r"y \(LeakyRelu\): only Relu is replaced"):
+    with pytest.raises(NothingToRewriteError, match=r"y \(LeakyRelu\): its slope below 0 is 0.01"):
         jr.retrofit(model, jump=1)
 
 
-def test_where_needs_opset_9(text_model: MakeModel) -> None:
-    model = text_model("g (float[n] x) => (float[n] y) { y = Relu(x) }", opset=8)
-    with pytest.raises(NothingToRewriteError, match=r"Where needs opset 9, the model has 8"):
+@pytest.mark.parametrize("opset", [7, 8])
+def test_before_opset_9_there_is_no_where(text_model: MakeModel, opset: int) -> None:
+    model = text_model("g (float[n] x) => (float[n] y) { y = Relu(x) }", opset=opset)
+    site = jr.retrofit(model, jump=1).sites[0]
+    assert site.form == "mul-cast"
+    assert "needs opset 9" in site.reason
+
+
+def test_before_opset_7_there_is_no_greater(text_model: MakeModel) -> None:
+    model = text_model("g (float[n] x) => (float[n] y) { y = Relu(x) }", opset=6)
+    with pytest.raises(NothingToRewriteError, match=r"opset 6 has no usable Greater"):
         jr.retrofit(model, jump=1)
 
 
@@ -167,20 +176,40 @@ def test_a_truncated_model_is_refused(lenet: jr.Model, keep: float) -> None:
         jr.Model(lenet.content[: int(len(lenet.content) * keep)]).parse()
 
 
+KEEPS_NAN = ("lessequal-where", "mul-cast")
+ONNX_DTYPES = {"float": "f4", "double": "f8", "float16": "f2"}
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", ["float", "double", "float16"])
-@pytest.mark.parametrize("jump", [0.0, 1e-40, 0.3, 1.0, 1000.0])
+@pytest.mark.parametrize("dtype", ONNX_DTYPES)
+@pytest.mark.parametrize("jump", [0.0, 2.0**-140, 0.3, 1.0, 1000.0])
+@pytest.mark.parametrize("cap", [None, 2000.0])
 def test_a_form_equals_the_definition_bitwise(
-    text_model: MakeModel, form: str, dtype: str, jump: float
+    text_model: MakeModel, form: str, dtype: str, jump: float, cap: float | None
 ) -> None:
-    model = text_model(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = Relu(x) }}")
+    if (form, dtype, jump) == ("thresholded-relu", "double", 0.3):
+        pytest.skip("alpha is a float32, which cannot hold a float64 of 0.3")
+    op = "Relu(x)" if cap is None else "Clip(x, low, high)"
+    proto = text_model(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = {op} }}").parse()
+    for name, bound in (("low", 0), ("high", cap)) if cap else ():
+        tensor = numpy_helper.from_array(np.array(bound, ONNX_DTYPES[dtype]), name)
+        proto.graph.initializer.append(tensor)
+    model = jr.Model(proto.SerializeToString())
     hardened = jr.retrofit(model, jump=jump, form=form).model
-    x = probes(np.dtype({"float": "f4", "double": "f8", "float16": "f2"}[dtype]), jump)
+    x = probes(np.dtype(ONNX_DTYPES[dtype]), jump)
     bits = np.dtype(f"u{x.itemsize}")
     # The definition, spelled once more: the library's own must not be its only witness.
-    expected = np.where(x > np.asarray(jump, x.dtype), x, np.zeros_like(x))
-    assert np.array_equal(run(hardened, x=x)[0].view(bits), expected.view(bits))
-    assert np.array_equal(jr.jump_relu(x, jump).view(bits), expected.view(bits))
+    above = x if cap is None else np.minimum(x, x.dtype.type(cap))
+    expected = np.where(x > np.asarray(jump, x.dtype), above, np.zeros_like(x))
+    got, nan = run(hardened, x=x)[0], np.isnan(x)
+    assert np.array_equal(got.view(bits)[~nan], expected.view(bits)[~nan])
+    assert np.array_equal(jr.jump_relu(x, jump, cap).view(bits), expected.view(bits))
+    if form in KEEPS_NAN:
+        assert np.isnan(got[nan]).all()
+    elif cap is None:
+        assert not got[nan].any()
+    assert jr.verify(model, hardened).equivalent
+    assert jr.restore(hardened).content == model.content
 
 
 @pytest.mark.parametrize(("jump", "expected"), [(0, 0), (1.5, 1), (2, 2)])

@@ -331,10 +331,17 @@ def test_strip_metadata_removes_the_path_that_check_graph_refuses(train_samples:
 @pytest.mark.parametrize(
     ("shown", "printed", "expected"),
     [
-        ("clean 99.2%  p = 6.1e-41\n", "clean   99.3%  p = 3.0e-40\n\n", True),
-        ("clean 99.2%\n", "clean 98.2%\n", False),
+        ("99.2% [98.4..99.6] p = 6.1e-41\n", "99.4%  [98.6..99.7] p = 3.0e-40\n", True),
+        ("change +16.3\n\n", "change   +16.1\n", True),
+        ("gain of 16.3 points", "gain of 16.0 points", True),
+        ("clean 99.2%\n", "clean 98.8%\n", False),
+        ("interval [98.4..99.6]\n", "interval [98.4..99.0]\n", False),
+        ("change +16.3\n", "change -16.3\n", False),
+        ("p = 6.1e-41", "p = 0.49", False),
+        ("under PGD, linf 0.1 49.9%", "under PGD, linf 0.4 49.9%", False),
+        ("jump 1.0", "jump 1.1", False),
         ("clean 99.2%\n", "robust 99.2%\n", False),
-        ("clean 99.2%\n", "clean 99.2% 1.0\n", False),
+        ("clean 99.2%\n", "clean 99.2% 1.0%\n", False),
         ("4 of 4 replaced\n", "3 of 4 replaced\n", False),
     ],
 )

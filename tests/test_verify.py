@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import jr_onnx as jr
+from jr_onnx.errors import AlreadyRetrofittedError
 from jr_onnx.rewrite.manifest import KEY
 
 Plant = Callable[[onnx.ModelProto], object]
@@ -105,6 +106,69 @@ def test_a_planted_difference_is_caught(original: jr.Model, planted: str) -> Non
     assert not found.equivalent
     told = "\n".join(f"{entry.where}: {entry.what}" for entry in found.differences)
     assert re.search(expected, told), told
+
+
+def _size_dependent(proto: onnx.ModelProto) -> None:
+    """Makes a mask that is right for the many values of a probe, and always on for few."""
+    nodes = list(proto.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name.startswith("jr_onnx/v1/relu_2/where"))
+    where = nodes[at]
+    new = onnx.parser.parse_graph(
+        f"""g (float[n] linear) => (bool[n] mask) <int64 limit = {{100000}}> {{
+            size = Size(linear)
+            small = Less(size, size)
+            mask = Or({where.input[0].replace("/", "_").replace(":", "_")}, small)
+        }}"""
+    ).node
+    new[2].input[0] = where.input[0]
+    for number, node in enumerate(new):
+        node.name = f"jr_onnx/v1/spy{number}"
+    where.input[0] = "mask"
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:at], *new, *nodes[at:]])
+
+
+def test_nodes_that_only_behave_like_a_form_are_caught(original: jr.Model) -> None:
+    proto = jr.retrofit(original, jump=0.5).model.parse()
+    _size_dependent(proto)
+    found = jr.verify(original, jr.Model(proto.SerializeToString()))
+    assert [(each.where, each.what) for each in found.differences] == [
+        ("relu_2", "its nodes are not those of the form sub-greater-where")
+    ]
+
+
+def test_a_field_that_onnx_does_not_know_is_caught(original: jr.Model) -> None:
+    hardened = jr.retrofit(original, jump=0.5).model
+    found = jr.verify(original, jr.Model(hardened.content + bytes([0xFA, 0x3F, 0x01, 0x41])))
+    assert [each.where for each in found.differences] == ["model"]
+
+
+def test_sites_in_branches_and_functions_are_verified() -> None:
+    model = jr.Model(
+        onnx.parser.parse_model(
+            """<ir_version: 10, opset_import: ["": 18, "my": 1]>
+            g (bool c, float[4] x) => (float[4] z) {
+                y = my.Block(x)
+                z = If (c) <then_branch = a () => (float[4] p) { p = Relu(y) },
+                            else_branch = b () => (float[4] q) { q = Neg(y) }>
+            }
+            <domain: "my", opset_import: ["": 18]> Block (x) => (y) { y = Relu(x) }"""
+        ).SerializeToString()
+    )
+    result = jr.retrofit(model, jump=0.5)
+    found = jr.verify(model, result.model)
+    assert found.differences == ()
+    assert found.jumps == {"z.then_branch>p": 0.5, "my::Block>y": 0.5}
+    proto = result.model.parse()
+    branch = proto.graph.node[1].attribute[0].g
+    branch.node[-1].input[1] = "x"
+    assert not jr.verify(model, jr.Model(proto.SerializeToString())).equivalent
+
+
+def test_a_hardened_original_is_refused(original: jr.Model) -> None:
+    hardened = jr.retrofit(original, jump=0.5).model
+    with pytest.raises(AlreadyRetrofittedError, match="is hardened itself"):
+        jr.verify(hardened, hardened)
 
 
 def test_the_original_itself_is_not_equivalent(original: jr.Model) -> None:

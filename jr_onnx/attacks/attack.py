@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jr_onnx.attacks.threat import ThreatModel
+from jr_onnx.errors import DataError, ModelError, ParameterError
 
 Array = np.ndarray[Any, Any]
 # told how many examples more are finished
@@ -22,7 +23,7 @@ DEFAULT_BATCH_SIZE = 64
 
 
 class Gradients(Protocol):
-    """One forward and backward pass of a classifier, as arrays."""
+    """One forward and backward pass of a classifier, as arrays of float."""
 
     @property
     def logits(self) -> Array:
@@ -35,6 +36,10 @@ class Gradients(Protocol):
 
 class Classifier(Protocol):
     """What an attack needs: `jr_onnx.Target` is one, a few lines of numpy are another."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of its input: a point is judged as the model sees it."""
 
     def logits(self, x: Array) -> Array:
         """Returns `(batch, classes)`."""
@@ -55,7 +60,8 @@ class AttackResult:
     """What an attack found, confirmed by a fresh forward pass.
 
     Attributes:
-        x_adv: like x; x itself where the attack failed or the example was wrong already.
+        x_adv: like x, in the classifier's dtype; x itself where the attack failed or the example
+            was wrong already.
         correct: bool `(batch,)`: classified correctly without an attack.
         robust: bool `(batch,)`: classified correctly without and under the attack.
         distance: float64 `(batch,)`, of x_adv from x in the threat model's norm.
@@ -79,10 +85,26 @@ class CountingClassifier:
         self.forward = 0
         self.gradient = 0
 
-    def logits(self, x: Array) -> Array:
+    @property
+    def dtype(self) -> np.dtype[Any]:
         """As the classifier's own."""
+        return self._inner.dtype
+
+    def logits(self, x: Array) -> Array:
+        """As the classifier's own, but finite.
+
+        Raises:
+            ModelError: it gave NaN or infinity, of which no prediction can be made.
+        """
         self.forward += len(x)
-        return self._inner.logits(x)
+        logits = self._inner.logits(x)
+        if not np.isfinite(logits).all():
+            row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+            raise ModelError(
+                f"the model's logits are not finite ({logits[row].tolist()}): its predictions "
+                "mean nothing, and neither would an attack on it"
+            )
+        return logits
 
     def differentiate(self, x: Array, y: Array, *, loss: str = "cross_entropy") -> Gradients:
         """As the classifier's own."""
@@ -133,7 +155,15 @@ class Attack(ABC):
             seed: of all random numbers.
             batch_size: examples attacked together.
             progress: called with the number of examples just finished.
+
+        Raises:
+            DataError: x is empty or outside the bounds, or the labels do not fit it.
+            ModelError: the model's logits are not finite.
         """
+        check_examples(x, y, threat)
+        if batch_size < 1:
+            raise ParameterError(f"batch_size must be at least 1, got {batch_size}")
+        x = x.astype(target.dtype)
         start = time.perf_counter()
         counting = CountingClassifier(target)
         correct = np.zeros(len(x), bool)
@@ -157,6 +187,25 @@ class Attack(ABC):
             distance=threat.distance(x_adv, x),
             seconds=time.perf_counter() - start,
             counts=Counts(counting.forward, counting.gradient),
+        )
+
+
+def check_examples(x: Array, y: Array, threat: ThreatModel) -> None:
+    """Compares examples and labels with each other and with the bounds.
+
+    Raises:
+        DataError: they do not fit; an attack on them would report robustness that is not there.
+    """
+    if not len(x) or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise DataError(
+            f"expected examples and one integer label >= 0 for each, got x of shape {x.shape} and "
+            f"y of shape {y.shape}, {y.dtype}"
+        )
+    low, high = threat.bounds
+    if not (x.min() >= low and x.max() <= high):  # NaN fails, too
+        raise DataError(
+            f"x ranges over [{x.min():g}, {x.max():g}], outside the bounds [{low:g}, {high:g}] of "
+            "the threat model. Scale the data, or give its bounds"
         )
 
 

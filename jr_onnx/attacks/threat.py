@@ -49,7 +49,7 @@ class Linf:
 
     def distance(self, delta: Array) -> Array:
         """Maximum of the absolute values."""
-        largest: Array = np.abs(delta).reshape(len(delta), -1).max(axis=1, initial=0.0)
+        largest: Array = np.abs(delta).max(axis=tuple(range(1, delta.ndim)), initial=0.0)
         return largest
 
 

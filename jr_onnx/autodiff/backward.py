@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.autodiff.losses import LOSSES
-from jr_onnx.autodiff.registry import ZERO_GRADIENT, Call, find_rule
+from jr_onnx.autodiff.registry import Call, Rule, find_rule, is_zero_gradient, opset_for
 from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError, UnsupportedOpsetError
 from jr_onnx.model import Model, Names, Scope, Tensor, ValueTypes, scopes
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 _OLDEST_OPSET = 9
 
 
@@ -55,6 +55,9 @@ def input_gradient(model: Model, *, loss: str = "cross_entropy") -> InputGradien
     """
     if loss not in LOSSES:
         raise ParameterError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if model.proto.functions:
+        inlined = onnx.inliner.inline_local_functions(model.parse())
+        model = model.derived(inlined.SerializeToString())
     proto = model.parse()
     scope = next(scopes(proto))
     if scope.opset < _OLDEST_OPSET:
@@ -68,13 +71,13 @@ def input_gradient(model: Model, *, loss: str = "cross_entropy") -> InputGradien
     emit = Emitter(names, "gradient", scope.opset)
     labels = names.fresh("labels")
     value, seed = LOSSES[loss](emit, logits, labels, types.of(logits))
-    cotangents = _walk_back(proto.graph, emit, types, {logits: seed}, x)
+    cotangents = _walk_back(proto, emit, types, {logits: seed}, x)
     if x not in cotangents:
         raise ModelError(f"{model.name}: the output {logits!r} does not depend on the input {x!r}")
     gradient = emit.op("Identity", cotangents[x])
     proto.graph.node.extend(emit.nodes)
     _declare(proto.graph, types.of(x), types.of(logits), labels, value, gradient)
-    return InputGradient(Model.of(proto, model.path), x, labels, logits, value, gradient)
+    return InputGradient(Model.of(proto, model.folder), x, labels, logits, value, gradient)
 
 
 class _Types:
@@ -101,40 +104,64 @@ def _ends(proto: onnx.ModelProto, where: str) -> tuple[str, str]:
 
 
 def _walk_back(
-    graph: onnx.GraphProto, emit: Emitter, types: _Types, cotangents: dict[str, str], x: str
+    proto: onnx.ModelProto, emit: Emitter, types: _Types, cotangents: dict[str, str], x: str
 ) -> dict[str, str]:
-    active = _depends_on(graph, x, types)
+    active = _depends_on(proto.graph, x)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[str] = []
-    for node in reversed(graph.node):
-        g = cotangents.get(node.output[0]) if node.output else None
-        if g is None or node.op_type in ZERO_GRADIENT:
+    for node in reversed(proto.graph.node):
+        known = [name for name in node.output if name in cotangents]
+        if not known or is_zero_gradient(node):
             continue
         tensors = {name: types.of(name) for name in (*node.input, *node.output)}
-        for wrt, name in enumerate(node.input):
+        for wrt, name in enumerate((*node.input, *_captured(node))):
             if name not in active:
                 continue
-            rule = find_rule(node, emit.opset, wrt)
             try:
-                if rule is None:
-                    raise NotImplementedError(f"no rule at opset {emit.opset}, input {wrt}")
-                contribution = rule(Call(node, emit, g, wrt, tensors))
+                rule = _rule_for(node, opsets, wrt, known)
+                contribution = rule(Call(node, emit, cotangents[known[0]], wrt, tensors))
             except NotImplementedError as reason:
                 problems.append(f"{_spelled(node)}: {reason}")
-                contribution = g  # whatever: the walk goes on only to find the other problems
-            known = cotangents.get(name)
-            cotangents[name] = emit.op("Add", known, contribution) if known else contribution
+                contribution = ""  # the walk goes on only to find the other problems
+            before = cotangents.get(name, "")
+            added = before and contribution
+            cotangents[name] = emit.op("Add", before, contribution) if added else contribution
     if problems:
         raise UnsupportedOpError(problems)
     return cotangents
 
 
-def _depends_on(graph: onnx.GraphProto, x: str, types: _Types) -> set[str]:
-    """Returns the float values that vary with x."""
+def _rule_for(node: onnx.NodeProto, opsets: dict[str, int], wrt: int, known: list[str]) -> Rule:
+    if wrt >= len(node.input):
+        raise NotImplementedError("its body uses values that depend on the input")
+    if known != [node.output[0]]:
+        raise NotImplementedError(f"no rule for the gradient of its outputs {known}")
+    rule = find_rule(node, opsets, wrt)
+    if rule is None:
+        raise NotImplementedError(f"no rule at opset {opset_for(node, opsets)}, input {wrt}")
+    return rule
+
+
+def _depends_on(graph: onnx.GraphProto, x: str) -> set[str]:
+    """Returns the values that vary with x, of whatever type: only named operators cut a path."""
     active = {x}
     for node in graph.node:
-        if node.op_type not in ZERO_GRADIENT and not active.isdisjoint(node.input):
-            active.update(name for name in node.output if types.of(name).element in (0, *_FLOATS))
+        used = {*node.input, *_captured(node)}
+        if not is_zero_gradient(node) and not active.isdisjoint(used):
+            active.update(name for name in node.output if name)
     return active
+
+
+def _captured(node: onnx.NodeProto) -> list[str]:
+    """Returns the names that the bodies of If, Loop and Scan use, their own values included."""
+    names: list[str] = []
+    for attribute in node.attribute:
+        bodies = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+        for body in bodies:
+            names += [output.name for output in body.output]
+            for inner in body.node:
+                names += [*inner.input, *_captured(inner)]
+    return names
 
 
 def _spelled(node: onnx.NodeProto) -> str:

@@ -134,11 +134,32 @@ def vjp(
     return register
 
 
-def find_rule(node: onnx.NodeProto, opset: int, wrt: int) -> Rule | None:
-    """Returns the rule for a node in a graph of this opset, or None."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
+def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Rule | None:
+    """Returns the rule for a node, None where there is none.
+
+    Args:
+        node: the forward node.
+        opsets: the model's version of each domain.
+        wrt: the input whose cotangent is asked for.
+    """
+    opset, domain = opset_for(node, opsets), _domain(node)
     try:
         since = onnx.defs.get_schema(node.op_type, opset, domain).since_version
     except onnx.defs.SchemaError:
-        since = opset  # a domain that onnx does not know: registered by the opset it is used with
+        since = opset  # a domain unknown to onnx: registered by the version it is imported with
     return _rules.get((domain, node.op_type, since, wrt))
+
+
+def opset_for(node: onnx.NodeProto, opsets: dict[str, int]) -> int:
+    """Returns the version of the node's domain that the model imports."""
+    domain = _domain(node)
+    return opsets.get(domain, opsets.get("ai.onnx", 0) if not domain else 0)
+
+
+def is_zero_gradient(node: onnx.NodeProto) -> bool:
+    """Whether the gradient of every output for every input is zero by definition."""
+    return not _domain(node) and node.op_type in ZERO_GRADIENT
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else str(node.domain)

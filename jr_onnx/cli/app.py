@@ -52,13 +52,16 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = int(app(list(arguments), prog_name="jr-onnx", standalone_mode=False) or Exit.OK)
         sys.stdout.flush()
-    except (SystemExit, BrokenPipeError):
+    except (SystemExit, BrokenPipeError) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            return Exit.USAGE if error.code else Exit.OK  # shell completion ends this way
         # `jr-onnx inspect | head`: the reader has left (typer turns that into SystemExit(1), which
         # would read as a refusal). What is still buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.INTERRUPTED
     except typer.TyperException as error:
-        complain(f"{error.format_message()} (see jr-onnx --help)")
+        if error.format_message():  # empty where the help was printed for want of arguments
+            complain(f"{error.format_message()} (see jr-onnx --help)")
         return Exit.USAGE
     except ParameterError as error:
         complain(str(error))
@@ -71,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
         return Exit.ERROR
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
+    except OSError as error:  # a full disk under stdout, say; files have errors of their own
+        complain(f"{error.strerror} ({error.filename or 'standard output'})")
+        return Exit.ERROR
     except Exception as error:
         traceback.print_exc()
         complain(f"this is a bug of jr-onnx, please report it: {type(error).__name__}: {error}")

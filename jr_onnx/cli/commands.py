@@ -10,18 +10,26 @@ import typer
 from jr_onnx import report, rewrite
 from jr_onnx import session as sessions
 from jr_onnx.attacks import PGD, ThreatModel, parse_epsilon
-from jr_onnx.cli.console import bars, say, write_json
+from jr_onnx.cli.console import bars, require_distinct, say, write_json
 from jr_onnx.cli.options import (
     BatchSize,
     Data,
     Device,
     Epsilon,
+    Exclude,
+    First,
     Force,
+    Form,
+    Include,
     Json,
     Jump,
+    Jumps,
+    Last,
     ModelPath,
     Output,
+    Partial,
     Quiet,
+    Runtime,
     Seed,
     Steps,
 )
@@ -37,14 +45,15 @@ def inspect(model: ModelPath, json: Json = None, force: Force = False) -> None:
 
     Example: jr-onnx inspect model.onnx
     """
+    require_distinct(inputs=(model,), outputs=(json,))
     require_writable(json, force=force)
     loaded = load(model)
     sites, skipped = rewrite.find_sites(rewrite.original_of(loaded))
     jumps = rewrite.jumps_of(loaded)
     if sites or skipped:
         say(report.sites_table(sites, skipped, jumps))
-    state = "hardened" if jumps else "not hardened"
-    say(f"{model}: {len(sites)} to replace, {len(skipped)} left alone; {state}")
+    state = f"{len(jumps)} of them hardened" if jumps else "not hardened"
+    say(f"{model}: {len(sites)} sites ({state}), {len(skipped)} other activations left alone")
     entries = [{**site.to_json(), "effective_jump": jumps.get(site.path)} for site in sites]
     content = report.to_json(
         "jr-onnx/inspection/1",
@@ -57,8 +66,16 @@ def inspect(model: ModelPath, json: Json = None, force: Force = False) -> None:
 
 def retrofit(
     model: ModelPath,
-    jump: Jump,
+    jump: Jump = None,
+    jumps: Jumps = None,
     output: Output = None,
+    form: Form = None,
+    runtime: Runtime = "portable",
+    include: Include = None,
+    exclude: Exclude = None,
+    first: First = None,
+    last: Last = None,
+    partial: Partial = False,
     data: Data = None,
     epsilon: Epsilon = "0.1",
     steps: Steps = 40,
@@ -69,25 +86,40 @@ def retrofit(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Replace every Relu by y = x if x > jump else 0, and validate the result.
+    """Replace every ReLU by y = x if x > jump else 0, and validate the result.
 
     With --data, original and hardened model are compared: clean accuracy, and accuracy under PGD.
 
     Example: jr-onnx retrofit model.onnx --jump 0.3 --data test.npz --epsilon 8/255
     """
-    require_writable(json, force=force)
-    path = output or model.with_suffix(".jr.onnx")
-    require_writable(path, force=True)  # `save` decides on replacing, when it knows the content
     threat = ThreatModel(epsilon=parse_epsilon(epsilon))
     original = load(model)
-    result = rewrite.retrofit(original, jump=jump)
+    path = output or _hardened_path(model)
+    require_distinct(inputs=(data, jumps), outputs=(path, json))
+    require_distinct(inputs=(model,), outputs=(json,))
+    require_writable(json, force=force)
+    require_writable(path, force=True)  # `save` decides on replacing, when it knows the content
+    result = rewrite.retrofit(
+        original,
+        jump=jump,
+        jumps=rewrite.load_jumps(jumps) if jumps else None,
+        form=form,
+        target=runtime,
+        selection=rewrite.Selection(
+            include=include or (), exclude=exclude or (), first=first, last=last
+        ),
+        partial=partial,
+        force=force,
+    )
     samples = load_npz(data, bounds=threat.bounds) if data else None
     _try_out(result, samples, device)
     written = save(result.model, path, force=force)
-    total = len(result.sites) + len(result.skipped)
-    forms = ", ".join(dict.fromkeys(site.form for site in result.sites))
-    say(f"{model}: {len(result.sites)} of {total} activations replaced, jump {jump:g} ({forms})")
+    say(f"{model}: {report.retrofit_summary(result)}")
     say(f"{path}: {'written' if written else 'is up to date'}")
+    if form is None and runtime == "portable":
+        hint = report.faster_form(result)
+        if hint:
+            say(hint)
     evaluation = None
     if samples:
         with bars(len(samples), quiet=quiet) as progress:
@@ -97,7 +129,7 @@ def retrofit(
                 samples.y,
                 threat=threat,
                 attacks=[PGD(steps=steps)],
-                baseline=Model(result.original.content, model),
+                baseline=result.original,
                 device=device,
                 seed=seed,
                 batch_size=batch_size,
@@ -119,7 +151,7 @@ def restore(model: ModelPath, output: Output = None, force: Force = False) -> No
 
     Example: jr-onnx restore model.jr.onnx -o model.onnx
     """
-    original = rewrite.restore(load(model))
+    original = rewrite.restore(load(model), force=force)
     path = output or _restored_path(model)
     written = save(original, path, force=force)
     say(f"{path}: {'written' if written else 'is up to date'}, SHA-256 {original.sha256}")
@@ -137,6 +169,7 @@ def verify(
 
     Example: jr-onnx verify model.onnx model.jr.onnx
     """
+    require_distinct(inputs=(original, hardened), outputs=(json,))
     require_writable(json, force=force)
     found = rewrite.verify(load(original), load(hardened))
     for path, jump in found.jumps.items():
@@ -156,7 +189,7 @@ def _try_out(result: rewrite.Retrofit, samples: Dataset | None, device: str) -> 
             target = Target(model, device=device)
             check_fit(target, samples.x, samples.y)
             target.differentiate(samples.x[:1], samples.y[:1])
-    elif sessions.installed():
+    elif sessions.installed() or device != "auto":
         try:
             sessions.Session(result.model, device=device)
         except SessionError as error:
@@ -172,6 +205,12 @@ def _say_evaluation(evaluation: Evaluation, data: Path | None) -> None:
     say(f"validated on {len(evaluation.x):,} examples of {data} by {providers}")
     say(report.evaluation_table(evaluation))
     say(report.verdict(evaluation))
+
+
+def _hardened_path(model: Path) -> Path:
+    if model.name.endswith(".jr.onnx"):  # a new jump in place of the old one
+        return model
+    return model.with_suffix(".jr.onnx")
 
 
 def _restored_path(model: Path) -> Path:

@@ -11,6 +11,7 @@ import typer
 from jr_onnx import __version__
 from jr_onnx import session as sessions
 from jr_onnx.cli.console import say
+from jr_onnx.rewrite import FORMS, TARGETS
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
 Output = Annotated[
@@ -21,7 +22,45 @@ Json = Annotated[
     Path | None, typer.Option("--json", help="Also write the result as JSON.", show_default=False)
 ]
 Jump = Annotated[
-    float, typer.Option("--jump", help="Jump size, in units of the activations, >= 0.")
+    float | None,
+    typer.Option(
+        "--jump", help="Jump size, in units of the activations, >= 0.", show_default=False
+    ),
+]
+Jumps = Annotated[
+    Path | None,
+    typer.Option(
+        "--jumps",
+        help="TOML or JSON file: site path = jump, or a list with one jump a channel. Sites not "
+        "named take --jump, or are left alone.",
+        show_default=False,
+    ),
+]
+Form = Annotated[
+    str | None,
+    typer.Option("--form", help=f"Node pattern: {', '.join(FORMS)}.", show_default=False),
+]
+Runtime = Annotated[
+    str,
+    typer.Option("--target", help=f"Runtime to pick the form for: {', '.join(TARGETS)}."),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Only sites whose path matches this glob.", show_default=False),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", help="No sites whose path matches this glob.", show_default=False),
+]
+First = Annotated[
+    int | None, typer.Option("--first", min=1, help="Only the first N sites.", show_default=False)
+]
+Last = Annotated[
+    int | None, typer.Option("--last", min=1, help="Only the last N sites.", show_default=False)
+]
+Partial = Annotated[
+    bool,
+    typer.Option("--partial", help="Go on although some activations are fused or quantised away."),
 ]
 Data = Annotated[
     Path | None,

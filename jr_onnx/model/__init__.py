@@ -3,7 +3,9 @@
 file or bytes --load--> Model (immutable bytes) --parse--> ModelProto --seal--> Model --save--> file
 """
 
+from jr_onnx.model import wire
 from jr_onnx.model.builder import Names, NodeBuilder
+from jr_onnx.model.constants import Constants, attribute_of
 from jr_onnx.model.file import check, load, require_writable, save, write_atomically
 from jr_onnx.model.graphs import Address, Scope, scopes
 from jr_onnx.model.model import Model
@@ -11,17 +13,20 @@ from jr_onnx.model.types import Tensor, ValueTypes, dtype_name
 
 __all__ = [
     "Address",
+    "Constants",
     "Model",
     "Names",
     "NodeBuilder",
     "Scope",
     "Tensor",
     "ValueTypes",
+    "attribute_of",
     "check",
     "dtype_name",
     "load",
     "require_writable",
     "save",
     "scopes",
+    "wire",
     "write_atomically",
 ]

@@ -4,7 +4,8 @@ A scope is found again by its address:
 
     ("graph",)                  the main graph
     ("function", 2)             the third local function
-    (*outer, 5, 0, 1)           in `outer`: node 5, attribute 0, graph 1 of that attribute
+    (*outer, 5, 0, -1)          in `outer`: node 5, attribute 0, its graph
+    (*outer, 5, 0, 1)           the same, where the attribute is a list of graphs
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf.message import DecodeError
 
+from jr_onnx.model import wire
 from jr_onnx.model.model import opset_of
 
 Address = tuple[str | int, ...]
@@ -54,6 +57,42 @@ def scopes(proto: onnx.ModelProto) -> Iterator[Scope]:
         yield from _nested(Scope(("function", index), label, function, own))
 
 
+def decode_node(field: bytes) -> onnx.NodeProto:
+    """Returns the node in a serialized field, tag and length included.
+
+    Raises:
+        ValueError: it is none.
+    """
+    payload = next(wire.fields(field), None)
+    if payload is None:
+        raise ValueError("an empty field")
+    try:
+        node: onnx.NodeProto = onnx.NodeProto.FromString(field[payload.value : payload.end])
+        return node
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+def node_field(address: Address) -> int:
+    """Returns the field number that the nodes of a scope have."""
+    return wire.FUNCTION_NODE if len(address) == 2 else wire.GRAPH_NODE
+
+
+def field_path(address: Address) -> list[wire.Key]:
+    """Returns the fields that lead to a scope in the serialized model."""
+    if address[0] == "graph":
+        path, rest = [(wire.MODEL_GRAPH, 0)], address[1:]
+    else:
+        path, rest = [(wire.MODEL_FUNCTIONS, int(address[1]))], address[2:]
+    outer = address[: len(address) - len(rest)]
+    while rest:
+        node, attribute, number = (int(step) for step in rest[:3])
+        graph = (wire.ATTRIBUTE_GRAPH, 0) if number < 0 else (wire.ATTRIBUTE_GRAPHS, number)
+        path += [(node_field(outer), node), (wire.NODE_ATTRIBUTE, attribute), graph]
+        outer, rest = (*outer, *rest[:3]), rest[3:]
+    return path
+
+
 def _nested(scope: Scope) -> Iterator[Scope]:
     yield scope
     for at, node in enumerate(scope.graph.node):
@@ -65,5 +104,5 @@ def _nested(scope: Scope) -> Iterator[Scope]:
                 step = f"{node.output[0] if node.output else at}.{attribute.name}"
                 step += f"[{number}]" if several else ""
                 label = f"{scope.label}>{step}" if scope.label else step
-                address = (*scope.address, at, which, number)
+                address = (*scope.address, at, which, number if several else -1)
                 yield from _nested(Scope(address, label, graph, scope.opset))

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from jr_onnx.errors import InvalidModelError, ModelError
 
 ONNX_DOMAINS = ("", "ai.onnx")
+LARGEST = 2**31  # bytes of a serialized protobuf message
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,43 @@ class Model:
 
     Attributes:
         content: the serialized `ModelProto`; weights in external files are not part of it.
-        path: the file it came from. External data is looked for in that file's directory.
+        path: the file that holds these bytes, None if there is none.
+        folder: where external data is looked for, the folder of `path` by default.
     """
 
     content: bytes = field(repr=False)
     path: Path | None = None
+    folder: Path | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.content) >= LARGEST:
+            raise ModelError(
+                f"{self.path or 'model'}: {len(self.content):,} bytes, protobuf holds at most "
+                "2 GiB. Save the weights as external data first (onnx.save_model with "
+                "save_as_external_data=True)"
+            )
+        if self.folder is None and self.path is not None:
+            object.__setattr__(self, "folder", self.path.parent)
 
     @classmethod
-    def of(cls, proto: onnx.ModelProto, path: Path | None = None) -> Model:
+    def of(cls, proto: onnx.ModelProto, folder: Path | None = None) -> Model:
         """Serializes `proto`.
 
         Raises:
             ModelError: the serialized model would pass protobuf's limit of 2 GiB.
         """
         try:
-            return cls(proto.SerializeToString(), path)
+            return cls(proto.SerializeToString(), folder=folder)
         except (EncodeError, ValueError) as error:
             raise ModelError(
-                f"{path or 'model'}: cannot be serialized ({error}). protobuf holds at most 2 GiB: "
-                "save the weights as external data first (onnx.save with save_as_external_data)"
+                f"the model cannot be serialized ({error}). protobuf holds at most 2 GiB: "
+                "save the weights as external data first (onnx.save_model with "
+                "save_as_external_data=True)"
             ) from error
+
+    def derived(self, content: bytes) -> Model:
+        """Returns another model that shares this one's external data, and is no file yet."""
+        return Model(content, folder=self.folder)
 
     def parse(self) -> onnx.ModelProto:
         """Returns a fresh `ModelProto`, the caller's own to edit.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.evaluate import Evaluation, wilson
 from jr_onnx.model import dtype_name
-from jr_onnx.rewrite import Site, Skipped
+from jr_onnx.rewrite import Jump, Retrofit, Site, Skipped, choose
 
 
 def sites_table(
-    sites: Iterable[Site], skipped: Iterable[Skipped], jumps: Mapping[str, float]
+    sites: Iterable[Site], skipped: Iterable[Skipped], jumps: Mapping[str, Jump]
 ) -> Table:
     """Returns one row an activation: what it is, and its jump or why it is left alone."""
     table = Table(box=box.SIMPLE_HEAD)
@@ -22,11 +23,42 @@ def sites_table(
         table.add_column(title, overflow="fold")
     for site in sites:
         shape = "?" if site.tensor.shape is None else ", ".join(map(_size, site.tensor.shape))
-        jump = f"{jumps[site.path]:g}" if site.path in jumps else "none yet"
+        jump = _jump(jumps[site.path]) if site.path in jumps else "none yet"
         _add_row(table, site.path, site.op_type, dtype_name(site.tensor.element), shape, jump)
     for entry in skipped:
         _add_row(table, entry.path, entry.op_type, "", "", f"skipped: {entry.reason}")
     return table
+
+
+def retrofit_summary(result: Retrofit) -> str:
+    """Returns one line: how many sites, which jumps and forms; the jump as the type holds it."""
+    total = len(result.sites) + len(result.skipped)
+    asked = dict.fromkeys(_jump(done.jump) for done in result.sites)
+    jumps = f"jump {next(iter(asked))}" if len(asked) == 1 else f"{len(asked)} different jumps"
+    forms = ", ".join(dict.fromkeys(done.form for done in result.sites))
+    rounded = {
+        f"{dtype_name(done.site.tensor.element)} holds {_jump(done.jump)} as "
+        f"{_exact(done.effective_jump)}"
+        for done in result.sites
+        if _differ(done.jump, done.effective_jump)
+    }
+    notes = "".join(f"; {note}" for note in sorted(rounded)[:3])
+    return f"{len(result.sites)} of {total} activations replaced, {jumps} ({forms}){notes}"
+
+
+def faster_form(result: Retrofit) -> str | None:
+    """Returns one line on the form that onnxruntime runs faster, None where there is none."""
+    ir_version = result.original.proto.ir_version
+    forms = {
+        choose(done.site, done.jump, ir_version, form=None, target="onnxruntime").form
+        for done in result.sites
+    }
+    if forms != {"thresholded-relu"} or {done.form for done in result.sites} == forms:
+        return None
+    return (
+        "For onnxruntime, --target onnxruntime is faster and exact too: one ThresholdedRelu a site "
+        "instead of Sub, Greater and Where"
+    )
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -53,9 +85,15 @@ def verdict(evaluation: Evaluation) -> str:
     gain, p_value = evaluation.naive_gain, evaluation.p_value
     if gain is None or p_value is None:
         return "measured with plain gradient attacks only"
-    sign = "gain" if gain >= 0 else "loss"
+    if p_value > 0.05:
+        samples = len(evaluation.x)
+        return (
+            f"No difference that {samples} examples could show ({100 * gain:+.1f} points, paired "
+            f"p = {p_value:.2g})."
+        )
     return (
-        f"Naive {sign} of {abs(100 * gain):.1f} points (paired p = {p_value:.2g}): this attack "
+        f"Naive {'gain' if gain > 0 else 'loss'} of {abs(100 * gain):.1f} points (paired "
+        f"p = {p_value:.2g}): this attack "
         "follows the model's own gradient, which a jump can mislead. It is no proof of robustness "
         "against an attacker who knows of the jump."
     )
@@ -63,6 +101,21 @@ def verdict(evaluation: Evaluation) -> str:
 
 def _interval(ends: tuple[float, float]) -> str:
     return "..".join(f"{100 * end:.1f}" for end in ends)
+
+
+def _jump(jump: Jump) -> str:
+    if isinstance(jump, tuple):
+        return f"{min(jump):g}..{max(jump):g} ({len(jump)} channels)"
+    return f"{jump:g}"
+
+
+def _exact(jump: Jump) -> str:
+    return _jump(jump) if isinstance(jump, tuple) else repr(jump)
+
+
+def _differ(asked: Jump, effective: Jump) -> bool:
+    """Whether rounding to the tensor's type moved a jump by more than a float32's rounding."""
+    return not np.allclose(asked, effective, rtol=2**-23, atol=0)
 
 
 def _size(size: int | str | None) -> str:

@@ -1,7 +1,7 @@
 """What a retrofit writes into the model so that it can be undone and checked.
 
 One entry of `metadata_props`, JSON: hashes of the original and of the hardened model (without this
-entry), and for every site where it is, its jump, and the original node.
+entry), and for every site where it is, its jump, and the bytes of the original node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import onnx
 
 from jr_onnx.errors import NotRetrofittedError
-from jr_onnx.model import Address, Model
+from jr_onnx.model import Address, Model, wire
+from jr_onnx.model.graphs import decode_node
+from jr_onnx.rewrite.forms import FUNCTION_DOMAIN, FUNCTION_NAME, Jump, jump_function
 
 KEY = "jr_onnx/v1/manifest"
 NAME_PREFIX = "jr_onnx/v1"
@@ -31,20 +33,20 @@ class Entry:
         form: the node pattern.
         jump: as asked for.
         effective_jump: as the tensor's type holds it.
-        scope: address of the list of nodes.
+        scope: address of the list of nodes, in the original model.
         index: the original node's position in that list, counted in the original model.
         count: how many nodes took its place.
-        node: the original node, serialized.
+        field: the original node as it stood in the file, tag and length included.
     """
 
     path: str
     form: str
-    jump: float
-    effective_jump: float
+    jump: Jump
+    effective_jump: Jump
     scope: Address
     index: int
     count: int
-    node: bytes
+    field: bytes
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Manifest:
 
     Attributes:
         original_sha256: of the original file, in hex.
-        hardened_sha256: of the hardened model without the manifest, in hex.
+        hardened_sha256: of the hardened file without the manifest, in hex.
         entries: the sites, in the order of the model.
     """
 
@@ -62,52 +64,111 @@ class Manifest:
     entries: tuple[Entry, ...]
 
 
-def read(proto: onnx.ModelProto) -> Manifest | None:
+def read(model: Model) -> Manifest | None:
     """Returns the model's manifest, None where it has none.
 
     Raises:
         NotRetrofittedError: there is one, but it cannot be read.
     """
-    texts = [entry.value for entry in proto.metadata_props if entry.key == KEY]
-    if not texts:
-        return None
-    try:
-        record = json.loads(texts[0])
-        entries = tuple(
-            Entry(**{**site, "scope": tuple(site["scope"]), "node": base64.b64decode(site["node"])})
-            for site in record["sites"]
+    for field in wire.fields(model.content):
+        if field.number == wire.MODEL_METADATA:
+            payload = model.content[field.value : field.end]
+            if _is_manifest(field.number, payload):
+                return _decode(onnx.StringStringEntryProto.FromString(payload).value)
+    return None
+
+
+def add(content: bytes, original: Model, entries: Sequence[Entry]) -> bytes:
+    """Returns the hardened model with its manifest, and the local function if a site calls it."""
+    if any(entry.form == "function" for entry in entries):
+        imported = onnx.OperatorSetIdProto(domain=FUNCTION_DOMAIN, version=1)
+        function = jump_function(
+            max(
+                entry.version
+                for entry in original.proto.opset_import
+                if entry.domain in ("", "ai.onnx")
+            )
         )
+        content = wire.insert(
+            content,
+            [
+                (wire.MODEL_OPSET_IMPORT, imported.SerializeToString()),
+                (wire.MODEL_FUNCTIONS, function.SerializeToString()),
+            ],
+        )
+    record = {
+        "format": "jr-onnx/manifest/1",
+        "original_sha256": original.sha256,
+        "hardened_sha256": hashlib.sha256(content).hexdigest(),
+        "sites": [
+            {**vars(entry), "field": base64.b64encode(entry.field).decode()} for entry in entries
+        ],
+    }
+    text = json.dumps(record, separators=(",", ":"))
+    entry = onnx.StringStringEntryProto(key=KEY, value=text)
+    return wire.insert(content, [(wire.MODEL_METADATA, entry.SerializeToString())])
+
+
+def without(content: bytes) -> bytes:
+    """Returns a model without its manifest."""
+    return wire.remove(content, _is_manifest)
+
+
+def without_function(content: bytes) -> bytes:
+    """Returns a model without the local function of the form `function`, and its import."""
+    return wire.remove(content, _is_function)
+
+
+def _is_manifest(number: int, payload: bytes) -> bool:
+    if number != wire.MODEL_METADATA:
+        return False
+    return bool(onnx.StringStringEntryProto.FromString(payload).key == KEY)
+
+
+def _is_function(number: int, payload: bytes) -> bool:
+    if number == wire.MODEL_OPSET_IMPORT:
+        return bool(onnx.OperatorSetIdProto.FromString(payload).domain == FUNCTION_DOMAIN)
+    if number == wire.MODEL_FUNCTIONS:
+        function = onnx.FunctionProto.FromString(payload)
+        return bool((function.domain, function.name) == (FUNCTION_DOMAIN, FUNCTION_NAME))
+    return False
+
+
+def _decode(text: str) -> Manifest:
+    try:
+        record = json.loads(text)
+        entries = tuple(map(_entry, record["sites"]))
         return Manifest(record["original_sha256"], record["hardened_sha256"], entries)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise NotRetrofittedError(
             f"the manifest in metadata_props[{KEY!r}] is damaged ({error!r}). "
             "Go back to the original model and retrofit it again"
         ) from error
 
 
-def write(proto: onnx.ModelProto, original: Model, entries: Sequence[Entry]) -> None:
-    """Appends the manifest to a hardened model that has none."""
-    sites = [{**vars(entry), "node": base64.b64encode(entry.node).decode()} for entry in entries]
-    record: dict[str, Any] = {
-        "format": "jr-onnx/manifest/1",
-        "original_sha256": original.sha256,
-        "hardened_sha256": _sha256(proto),
-        "sites": sites,
-    }
-    proto.metadata_props.add(key=KEY, value=json.dumps(record, separators=(",", ":")))
+def _entry(site: dict[str, Any]) -> Entry:
+    entry = Entry(
+        path=str(site["path"]),
+        form=str(site["form"]),
+        jump=_jump(site["jump"]),
+        effective_jump=_jump(site["effective_jump"]),
+        scope=tuple(step if isinstance(step, str) else int(step) for step in site["scope"]),
+        index=int(site["index"]),
+        count=int(site["count"]),
+        field=base64.b64decode(site["field"], validate=True),
+    )
+    decode_node(entry.field)
+    if entry.index < 0 or entry.count < 1 or not _is_address(entry.scope):
+        raise ValueError(f"no place for {entry.path}")
+    return entry
 
 
-def remove(proto: onnx.ModelProto) -> None:
-    """Takes the manifest out of `metadata_props`."""
-    for index in reversed(range(len(proto.metadata_props))):
-        if proto.metadata_props[index].key == KEY:
-            del proto.metadata_props[index]
+def _jump(value: float | list[float]) -> Jump:
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
 
 
-def matches(manifest: Manifest, proto: onnx.ModelProto) -> bool:
-    """Whether a model, its manifest taken out, is the one that the manifest was written for."""
-    return _sha256(proto) == manifest.hardened_sha256
-
-
-def _sha256(proto: onnx.ModelProto) -> str:
-    return hashlib.sha256(proto.SerializeToString()).hexdigest()
+def _is_address(scope: Address) -> bool:
+    head = {"graph": 1, "function": 2}.get(str(scope[0]), 0) if scope else 0
+    return (
+        head > 0 and (len(scope) - head) % 3 == 0 and all(type(step) is int for step in scope[1:])
+    )

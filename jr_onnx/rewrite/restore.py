@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
-import onnx
+import hashlib
+from bisect import bisect_left
+from itertools import accumulate, groupby
 
 from jr_onnx.errors import NotRetrofittedError
-from jr_onnx.model import Address, Model
+from jr_onnx.model import Address, Model, wire
+from jr_onnx.model.graphs import field_path, node_field
 from jr_onnx.rewrite import manifest as manifests
-from jr_onnx.rewrite.manifest import Entry
+from jr_onnx.rewrite.forms import Jump
+from jr_onnx.rewrite.manifest import Entry, Manifest
 
-Nodes = onnx.GraphProto | onnx.FunctionProto
 
-
-def restore(model: Model) -> Model:
+def restore(model: Model, *, force: bool = False) -> Model:
     """Undoes a retrofit.
 
     Args:
         model: a hardened model, as `retrofit` returned it.
+        force: go on if the model was changed since: the sites are put back, the other changes stay.
 
     Returns:
         The original: the very bytes that were retrofitted (their SHA-256 is compared).
@@ -26,66 +27,76 @@ def restore(model: Model) -> Model:
     Raises:
         NotRetrofittedError: there is no manifest, or the model was changed since.
     """
-    proto = model.parse()
-    manifest = manifests.read(proto)
+    manifest = manifests.read(model)
     if manifest is None:
         raise NotRetrofittedError(
             f"{model.name}: carries no jr-onnx manifest, so there is nothing to restore. "
             "Was it hardened by `jr-onnx retrofit`, and did a later tool drop its metadata?"
         )
-    manifests.remove(proto)
-    if not manifests.matches(manifest, proto):
+    content = manifests.without(model.content)
+    changed = hashlib.sha256(content).hexdigest() != manifest.hardened_sha256
+    if changed and not force:
         raise NotRetrofittedError(
             f"{model.name}: was changed after it was retrofitted (its hash is not the manifest's). "
-            "Restore the file as jr-onnx wrote it, or go back to the original model"
+            "Go back to the file as jr-onnx wrote it or to the original model; "
+            "`jr-onnx verify ORIGINAL HARDENED` lists what differs"
         )
-    # Outer scopes first: an address counts nodes as the original does.
-    for address, entries in groupby(manifest.entries, key=lambda entry: entry.scope):
-        _put_back(locate(proto, address), list(entries))
-    original = Model.of(proto)
-    if original.sha256 != manifest.original_sha256:
+    try:
+        original = model.derived(_undone(content, manifest))
+    except (KeyError, ValueError) as error:
+        raise NotRetrofittedError(
+            f"{model.name}: its sites are no longer where the manifest says ({error}). "
+            "Go back to the original model"
+        ) from error
+    if original.sha256 != manifest.original_sha256 and not changed:
         raise NotRetrofittedError(
             f"{model.name}: the restored model does not have the original's hash "
-            f"(expected {manifest.original_sha256}, got {original.sha256}); nothing was written"
+            f"(expected {manifest.original_sha256}, got {original.sha256})"
         )
     return original
 
 
-def jumps_of(model: Model) -> dict[str, float]:
+def jumps_of(model: Model) -> dict[str, Jump]:
     """Returns the effective jump by site path that the manifest lists, empty without one."""
-    manifest = manifests.read(model.proto)
+    manifest = manifests.read(model)
     return {entry.path: entry.effective_jump for entry in manifest.entries} if manifest else {}
 
 
-def locate(proto: onnx.ModelProto, address: Address) -> Nodes:
-    """Returns the graph or function at a scope's address."""
-    graph: Nodes
-    if address[0] == "graph":
-        graph, rest = proto.graph, address[1:]
-    else:
-        graph, rest = proto.functions[int(address[1])], address[2:]
-    while rest:
-        node, attribute, number = (int(step) for step in rest[:3])
-        holder = graph.node[node].attribute[attribute]
-        graph = holder.graphs[number] if holder.graphs else holder.g
-        rest = rest[3:]
-    return graph
+def edit_at(edits: wire.Edits, path: list[wire.Key], key: wire.Key, edit: wire.Edit) -> None:
+    """Puts an edit into a tree of edits."""
+    for step in path:
+        inner = edits.setdefault(step, {})
+        assert isinstance(inner, dict), "no field is replaced and edited inside"
+        edits = inner
+    edits[key] = edit
 
 
-def _put_back(graph: Nodes, entries: list[Entry]) -> None:
-    hardened = list(graph.node)
-    nodes: list[onnx.NodeProto] = []
-    at = 0
-    for entry in entries:
-        copied = entry.index - len(nodes)
-        nodes += hardened[at : at + copied]
-        nodes.append(onnx.NodeProto.FromString(entry.node))
-        at += copied + entry.count
-    nodes += hardened[at:]
-    replace_nodes(graph, nodes)
+def _undone(content: bytes, manifest: Manifest) -> bytes:
+    if any(entry.form == "function" for entry in manifest.entries):
+        content = manifests.without_function(content)
+    grouped = groupby(manifest.entries, key=lambda entry: entry.scope)
+    by_scope = {scope: list(entries) for scope, entries in grouped}
+    edits: wire.Edits = {}
+    for scope, entries in by_scope.items():
+        path = field_path(_as_hardened(scope, by_scope))
+        number, grown = node_field(scope), 0
+        for entry in entries:
+            first = entry.index + grown
+            edit_at(edits, path, (number, first), lambda _, field=entry.field: field)  # type: ignore[misc]
+            for more in range(1, entry.count):
+                edit_at(edits, path, (number, first + more), lambda _: b"")
+            grown += entry.count - 1
+    return wire.splice(content, edits)
 
 
-def replace_nodes(graph: Nodes, nodes: list[onnx.NodeProto]) -> None:
-    """Makes `nodes` the nodes of the graph, in one pass (insertion one by one is quadratic)."""
-    del graph.node[:]
-    graph.node.extend(nodes)
+def _as_hardened(scope: Address, by_scope: dict[Address, list[Entry]]) -> Address:
+    """Returns a scope's address as the hardened model counts nodes."""
+    at = 1 if scope[0] == "graph" else 2
+    address = list(scope)
+    while at < len(scope):
+        entries = by_scope.get(scope[:at], [])
+        before = bisect_left([entry.index for entry in entries], int(scope[at]))
+        grown = list(accumulate((entry.count - 1 for entry in entries[:before]), initial=0))[-1]
+        address[at] = int(scope[at]) + grown
+        at += 3
+    return tuple(address)

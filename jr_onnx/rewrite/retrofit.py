@@ -1,25 +1,40 @@
-"""original + jump -> hardened: every site replaced by its form, everything else as it was."""
+"""original + jump -> hardened: every site replaced by its form, every other byte as it was."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
+import numpy as np
 import onnx
 
 from jr_onnx import model as models
 from jr_onnx.errors import (
     AlreadyRetrofittedError,
+    HiddenActivationError,
     InvalidModelError,
     NothingToRewriteError,
+    NotRetrofittedError,
+    ParameterError,
     PostconditionError,
 )
-from jr_onnx.model import Model, Names, NodeBuilder
+from jr_onnx.model import Model, Names, NodeBuilder, wire
+from jr_onnx.model.graphs import decode_node, field_path, node_field
 from jr_onnx.rewrite import manifest as manifests
-from jr_onnx.rewrite.forms import DEFAULT_FORM, FORMS, effective_jump, form_for, site_jump
+from jr_onnx.rewrite.forms import (
+    FORMS,
+    Choice,
+    Jump,
+    Spot,
+    check_jump,
+    choose,
+    effective_jump,
+    plain,
+)
 from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
-from jr_onnx.rewrite.restore import Nodes, locate, replace_nodes, restore
+from jr_onnx.rewrite.restore import edit_at, restore
+from jr_onnx.rewrite.select import Selection
 from jr_onnx.rewrite.sites import Site, Skipped, find_sites
 
 
@@ -30,20 +45,23 @@ class JumpSite:
     Attributes:
         site: the activation as it was.
         form: the node pattern it became.
-        jump: the jump asked for.
+        reason: why that one.
+        jump: the jump asked for: a number, or one for each channel.
         effective_jump: the same, as the tensor's type holds it.
     """
 
     site: Site
     form: str
-    jump: float
-    effective_jump: float
+    reason: str
+    jump: Jump
+    effective_jump: Jump
 
     def to_json(self) -> dict[str, Any]:
         """Returns the site as `retrofit --json` lists it."""
         return {
             **self.site.to_json(),
             "form": self.form,
+            "form_reason": self.reason,
             "jump": self.jump,
             "effective_jump": self.effective_jump,
         }
@@ -73,55 +91,79 @@ class Retrofit:
         }
 
 
-def retrofit(model: Model, *, jump: float, form: str = DEFAULT_FORM) -> Retrofit:
-    """Replaces every site by y = x if x > jump else 0.
+def retrofit(
+    model: Model,
+    *,
+    jump: float | Sequence[float] | None = None,
+    jumps: Mapping[str, float | Sequence[float]] | None = None,
+    form: str | None = None,
+    target: str = "portable",
+    selection: Selection | None = None,
+    partial: bool = False,
+    force: bool = False,
+) -> Retrofit:
+    """Replaces activations by y = x if x > jump else 0.
 
     A model that is hardened already gets the new jump in place of the old one.
 
+    Example:
+        >>> import jr_onnx as jr
+        >>> model = jr.load("sample_models/lenet_mnist.onnx")
+        >>> result = jr.retrofit(model, jumps={"relu": 0.5, "relu_3": 1.0}, target="onnxruntime")
+        >>> [(done.site.path, done.form, done.jump) for done in result.sites]
+        [('relu', 'thresholded-relu', 0.5), ('relu_3', 'thresholded-relu', 1.0)]
+        >>> result.skipped[0].path, result.skipped[0].reason
+        ('relu_1', 'no jump is given for it')
+
     Args:
         model: the model, which is not changed.
-        jump: finite and >= 0, in units of the activations.
-        form: the node pattern (see `forms`).
+        jump: finite and >= 0, in units of the activations; a sequence is one number for each
+            channel (axis 1).
+        jumps: by site path; comes before `jump`, which then serves the other sites.
+        form: the node pattern, a name in `FORMS`; None picks the best for the target.
+        target: the runtime the model is for, a name in `TARGETS`.
+        selection: which sites; None for all.
+        partial: go on although the model has activations that cannot be replaced because they are
+            inside fused or quantised operators.
+        force: go on although the model was changed since an earlier retrofit.
 
     Raises:
-        ParameterError: the jump or the form makes no sense.
-        NothingToRewriteError: no site in the model.
+        ParameterError: a jump, form or selection makes no sense.
+        NothingToRewriteError: no site in the model, or none selected.
+        HiddenActivationError: activations inside fused or quantised operators.
         AlreadyRetrofittedError: hardened nodes without a usable manifest.
+        NotRetrofittedError: the model was changed since an earlier retrofit.
         PostconditionError: the result is not valid or cannot be undone; a bug of ours.
 
     References:
         Erichson, Yao, Mahoney: JumpReLU (arXiv:1904.03750).
     """
-    effective_jump(jump, models.Tensor(onnx.TensorProto.DOUBLE).dtype)
-    original = original_of(model)
+    asked = _Asked(_jump(jump), {path: _jump(value) for path, value in (jumps or {}).items()})
+    original = original_of(model, force=force)
     sites, skipped = find_sites(original)
-    if not sites:
-        raise NothingToRewriteError(_nothing(original, skipped))
-    proto = original.parse()
-    names = Names.of(proto)
-    done: list[JumpSite] = []
-    entries: list[Entry] = []
-    by_scope = [list(group) for _, group in groupby(sites, key=lambda site: site.scope)]
-    # Inner scopes first: an address counts the nodes of the outer ones as they were.
-    for group in reversed(by_scope):
-        jumps = [_plan(site, jump, form) for site in group]
-        entries[:0] = _replace(locate(proto, group[0].scope), jumps, names)
-        done[:0] = jumps
-    manifests.write(proto, original, entries)
-    result = Retrofit(Model.of(proto, original.path), original, tuple(done), skipped)
+    hidden = [entry for entry in skipped if entry.hidden]
+    if hidden and not partial:
+        raise HiddenActivationError(_told(original, "activations are hidden", hidden))
+    chosen, left = (selection or Selection()).split(sites)
+    plans, unnamed = _plans(original, chosen, asked, form, target)
+    asked.check_paths(sites)
+    skipped = (*skipped, *left, *unnamed)
+    if not plans:
+        raise NothingToRewriteError(_told(original, "nothing to rewrite", skipped))
+    result = Retrofit(_hardened(original, plans), original, tuple(plans), skipped)
     _postcondition(result)
     return result
 
 
-def original_of(model: Model) -> Model:
+def original_of(model: Model, *, force: bool = False) -> Model:
     """Returns the model itself, or what it was before it was retrofitted.
 
     Raises:
-        NotRetrofittedError: it was changed since it was retrofitted.
+        NotRetrofittedError: it was changed since it was retrofitted, and `force` is not given.
         AlreadyRetrofittedError: it has hardened nodes, but no manifest.
     """
-    if manifests.read(model.proto) is not None:
-        return Model(restore(model).content, model.path)
+    if manifests.read(model) is not None:
+        return restore(model, force=force)
     for scope in models.scopes(model.proto):
         for node in scope.graph.node:
             if node.name.startswith(NAME_PREFIX):
@@ -132,30 +174,85 @@ def original_of(model: Model) -> Model:
     return model
 
 
-def _plan(site: Site, jump: float, form: str) -> JumpSite:
-    return JumpSite(site, form_for(site, form), jump, float(site_jump(site, jump)))
+@dataclass(frozen=True)
+class _Asked:
+    """The jumps asked for."""
+
+    everywhere: Jump | None
+    by_path: dict[str, Jump | None]
+
+    def __post_init__(self) -> None:
+        if self.everywhere is None and not self.by_path:
+            raise ParameterError("no jump is given: pass a jump, or jumps by site")
+        for jump in (self.everywhere, *self.by_path.values()):
+            if jump is not None:
+                effective_jump(jump, np.dtype(np.float64))
+
+    def of(self, site: Site) -> Jump | None:
+        return self.by_path.get(site.path, self.everywhere)
+
+    def check_paths(self, sites: Sequence[Site]) -> None:
+        unknown = sorted(self.by_path.keys() - {site.path for site in sites})
+        if unknown:
+            known = ", ".join(site.path for site in sites[:10])
+            raise ParameterError(
+                f"jumps are given for {', '.join(unknown)}, which are no sites of the model. "
+                f"Its sites are {known}{', ...' if len(sites) > 10 else ''} (jr-onnx inspect)"
+            )
 
 
-def _replace(graph: Nodes, jumps: list[JumpSite], names: Names) -> list[Entry]:
-    at_index = {planned.site.index: planned for planned in jumps}
-    nodes: list[onnx.NodeProto] = []
-    entries: list[Entry] = []
-    for index, node in enumerate(graph.node):
-        planned = at_index.get(index)
-        if planned is None:
-            nodes.append(node)
+def _jump(value: float | Sequence[float] | None) -> Jump | None:
+    if value is None or isinstance(value, (int, float, np.number)):
+        return None if value is None else float(value)
+    return tuple(float(number) for number in value)
+
+
+def _plans(
+    model: Model, sites: Sequence[Site], asked: _Asked, form: str | None, target: str
+) -> tuple[list[JumpSite], list[Skipped]]:
+    plans: list[JumpSite] = []
+    unnamed: list[Skipped] = []
+    for site in sites:
+        jump = asked.of(site)
+        if jump is None:
+            unnamed.append(Skipped(site.path, site.op_type, "no jump is given for it"))
             continue
-        new = _hardened(node, planned, names)
-        entries.append(_entry(node, planned, len(new)))
-        nodes += new
-    replace_nodes(graph, nodes)
-    return entries
+        check_jump(site, jump)
+        choice = choose(site, jump, model.proto.ir_version, form=form, target=target)
+        plans.append(_plan(site, jump, choice))
+    return plans, unnamed
 
 
-def _hardened(node: onnx.NodeProto, planned: JumpSite, names: Names) -> list[onnx.NodeProto]:
-    site = planned.site
+def _plan(site: Site, jump: Jump, choice: Choice) -> JumpSite:
+    dtype = site.tensor.dtype if site.tensor.element else np.dtype(np.float64)
+    effective = plain(effective_jump(jump, dtype).astype(np.float64))
+    return JumpSite(site, choice.form, choice.reason, jump, effective)
+
+
+def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
+    names = Names.of(original.proto)
+    entries: list[Entry] = []
+    edits: wire.Edits = {}
+    for plan in plans:
+        number = node_field(plan.site.scope)
+
+        def replace(old: bytes, plan: JumpSite = plan, number: int = number) -> bytes:
+            nodes = _nodes(old, plan, names)
+            entries.append(_entry(old, plan, len(nodes)))
+            return b"".join(wire.encode(number, node.SerializeToString()) for node in nodes)
+
+        edit_at(edits, field_path(plan.site.scope), (number, plan.site.index), replace)
+    content = wire.splice(original.content, edits)
+    order = {plan.site.path: position for position, plan in enumerate(plans)}
+    entries.sort(key=lambda entry: order[entry.path])
+    return original.derived(manifests.add(content, original, entries))
+
+
+def _nodes(old: bytes, plan: JumpSite, names: Names) -> list[onnx.NodeProto]:
+    site = plan.site
+    node = decode_node(old)
     build = NodeBuilder(names, f"{NAME_PREFIX}/{site.y}")
-    FORMS[planned.form](build, site.x, site.y, site_jump(site, planned.jump))
+    FORMS[plan.form](Spot(site, node, plan.jump, build))
     last = build.nodes[-1]
     if node.HasField("doc_string"):
         last.doc_string = node.doc_string
@@ -163,35 +260,40 @@ def _hardened(node: onnx.NodeProto, planned: JumpSite, names: Names) -> list[onn
     return build.nodes
 
 
-def _entry(node: onnx.NodeProto, planned: JumpSite, count: int) -> Entry:
-    site = planned.site
+def _entry(old: bytes, plan: JumpSite, count: int) -> Entry:
+    site = plan.site
     return Entry(
         path=site.path,
-        form=planned.form,
-        jump=planned.jump,
-        effective_jump=planned.effective_jump,
+        form=plan.form,
+        jump=plan.jump,
+        effective_jump=plan.effective_jump,
         scope=site.scope,
         index=site.index,
         count=count,
-        node=node.SerializeToString(),
+        field=old,
     )
 
 
 def _postcondition(result: Retrofit) -> None:
-    if restore(result.model).content != result.original.content:
+    original, hardened = result.original, result.model
+    try:
+        undone = restore(hardened).content == original.content
+    except NotRetrofittedError:
+        undone = False
+    if not undone:
         raise PostconditionError(
-            f"{result.original.name}: the undo of the rewrite is not byte-identical; "
-            "nothing was written. Please report this model"
+            f"{original.name}: the undo of the rewrite is not byte-identical; nothing was written. "
+            "Please report this model"
         )
     try:
-        models.check(result.model)
+        models.check(hardened)
     except InvalidModelError as error:
-        models.check(result.original)  # refused already? Then that is the news, and it is raised
+        models.check(original)  # refused already? Then that is the news, and it is raised
         raise PostconditionError(f"the hardened model is invalid: {error}") from error
 
 
-def _nothing(model: Model, skipped: tuple[Skipped, ...]) -> str:
+def _told(model: Model, what: str, skipped: Sequence[Skipped]) -> str:
     reasons = "; ".join(f"{entry.path} ({entry.op_type}): {entry.reason}" for entry in skipped[:5])
-    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     found = f"skipped {reasons}{more}" if skipped else "it has no Relu"
-    return f"{model.name}: nothing to rewrite, {found}. Nothing was written"
+    return f"{model.name}: {what}, {found}. Nothing was written"

@@ -1,8 +1,8 @@
 """Is the hardened model the original with a jump at every site, and nothing else changed?
 
-Structure: both models are walked side by side, without trust in the manifest. Every field and node
-must be equal, except that where the original has a site, the hardened model may have a few new
-nodes from the site's input to its output.
+Structure: both models are walked side by side. Every field and node must be equal, except that
+where the original has a site, the hardened model may have the very nodes of a form, with the jump
+that the manifest gives it, from the site's input to its output.
 
 Numbers: each of those groups of nodes is run alone, in onnxruntime, on special values, on the
 neighbours of the jump and on random bit patterns, and compared bitwise with numpy.
@@ -11,16 +11,19 @@ neighbours of the jump and on random bit patterns, and compared bitwise with num
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from jr_onnx.model import Model, Scope, scopes
+from jr_onnx.errors import AlreadyRetrofittedError
+from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder, scopes
+from jr_onnx.model.graphs import decode_node
 from jr_onnx.rewrite import manifest as manifests
-from jr_onnx.rewrite.forms import jump_relu
+from jr_onnx.rewrite.forms import FORMS, FUNCTION_DOMAIN, Jump, Spot, jump_relu
 from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
 from jr_onnx.rewrite.sites import Site, find_sites
 from jr_onnx.session import Session
@@ -57,7 +60,7 @@ class Verification:
         values_compared: how many values the numeric comparison covered.
     """
 
-    jumps: dict[str, float]
+    jumps: dict[str, Jump]
     differences: tuple[Difference, ...]
     values_compared: int
 
@@ -76,10 +79,7 @@ class Verification:
         }
 
 
-@dataclass(frozen=True)
-class _Replacement:
-    site: Site
-    nodes: list[onnx.NodeProto]
+Graph = onnx.GraphProto | onnx.FunctionProto
 
 
 def verify(original: Model, hardened: Model) -> Verification:
@@ -90,58 +90,137 @@ def verify(original: Model, hardened: Model) -> Verification:
         hardened: the model after.
 
     Raises:
+        AlreadyRetrofittedError: the original is a hardened model itself.
         SessionError: onnxruntime is not installed or cannot run a form.
     """
-    sites, _ = find_sites(original)
-    by_place = {(site.scope, site.index): site for site in sites}
-    manifest = manifests.read(hardened.proto)
+    if manifests.read(original) is not None:
+        raise AlreadyRetrofittedError(
+            f"{original.name}: is hardened itself; expected the model from before the retrofit "
+            "(`jr-onnx restore` gives it back)"
+        )
+    manifest = manifests.read(hardened)
     entries = {entry.path: entry for entry in manifest.entries} if manifest else {}
-    differences = list(_outside_the_nodes(original, hardened))
-    replacements: list[_Replacement] = []
-    theirs = {
-        scope.address[:2]: scope for scope in scopes(hardened.proto) if len(scope.address) < 3
-    }
-    for scope in scopes(original.proto):
-        if len(scope.address) < 3 and scope.address[:2] in theirs:
-            other = theirs[scope.address[:2]]
-            differences += _compare_nodes(scope, other, by_place, replacements)
-    jumps: dict[str, float] = {}
+    walk = _Walk(original, hardened.derived(_bare(original, hardened)))
+    walk.compare()
+    skipped = _left_alone(original, entries)
+    differences = [entry for entry in walk.differences if entry.where not in skipped]
+    jumps: dict[str, Jump] = {}
     values = 0
-    for replacement in replacements:
+    for replacement in walk.replacements:
         entry = entries.get(replacement.site.path)
-        wrong, compared = _compare_numbers(replacement, entry)
+        if entry is None:
+            what = "has a jump that the manifest does not list"
+            differences.append(Difference(replacement.site.path, what))
+            continue
+        wrong, compared = _compare_numbers(replacement, entry, original, hardened)
+        wrong = wrong or _compare_form(replacement, entry)
         values += compared
         if wrong:
             differences.append(wrong)
-        elif entry:
+        else:
             jumps[entry.path] = entry.effective_jump
-    for path in entries.keys() - {replacement.site.path for replacement in replacements}:
+    found = {replacement.site.path for replacement in walk.replacements}
+    for path in sorted(entries.keys() - found):
         differences.append(Difference(path, "the manifest lists it, but it has no jump"))
     return Verification(jumps, tuple(differences), values)
 
 
-def _outside_the_nodes(original: Model, hardened: Model) -> Iterator[Difference]:
-    left, right = original.parse(), hardened.parse()
-    manifests.remove(right)
-    for proto in (left, right):
-        del proto.graph.node[:]
-        for function in proto.functions:
-            del function.node[:]
-    yield from _compare_fields(left, right, "model", skip=("graph",))
-    yield from _compare_fields(left.graph, right.graph, "graph")
+def _bare(original: Model, hardened: Model) -> bytes:
+    """Returns the hardened model without what a retrofit adds outside the lists of nodes."""
+    content = manifests.without(hardened.content)
+    imports = {entry.domain for entry in original.proto.opset_import}
+    return content if FUNCTION_DOMAIN in imports else manifests.without_function(content)
+
+
+def _left_alone(original: Model, entries: dict[str, Entry]) -> set[str]:
+    """Returns the sites that a partial retrofit says it left: none where there is no manifest."""
+    if not entries:
+        return set()
+    sites, _ = find_sites(original)
+    return {site.path for site in sites} - entries.keys()
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    site: Site
+    nodes: list[onnx.NodeProto]
+
+
+@dataclass
+class _Walk:
+    """The two models side by side; what it finds on the way."""
+
+    original: Model
+    hardened: Model
+    differences: list[Difference] = field(default_factory=list)
+    replacements: list[_Replacement] = field(default_factory=list)
+
+    def compare(self) -> None:
+        sites, _ = find_sites(self.original)
+        self._sites = {(site.scope, site.index): site for site in sites}
+        left, right = self.original.parse(), self.hardened.parse()
+        pairs: list[tuple[Address, Graph, Graph]] = [(("graph",), left.graph, right.graph)]
+        for index, (mine, yours) in enumerate(zip(left.functions, right.functions, strict=False)):
+            pairs.append((("function", index), mine, yours))
+        for address, mine, yours in pairs:
+            self._nodes(address, mine, yours)
+            del mine.node[:], yours.node[:]
+        self.differences += _compare_fields(left, right, "model", skip=("graph",))
+        self.differences += _compare_fields(left.graph, right.graph, "graph")
+        if not self.differences and left.SerializeToString() != right.SerializeToString():
+            self._differ("model", "fields that this version of ONNX does not know are different")
+
+    def _differ(self, where: str, what: str) -> None:
+        self.differences.append(Difference(where, what))
+
+    def _nodes(self, address: Address, left: Graph, right: Graph) -> None:
+        theirs = list(right.node)
+        at = 0
+        for index, node in enumerate(left.node):
+            here = theirs[at] if at < len(theirs) else None
+            site = self._sites.get((address, index))
+            if site is not None:
+                group = _group(theirs, at, node)
+                if group is None:
+                    plain = "still a plain" if here == node else "no way from input to output of"
+                    self._differ(site.path, f"{plain} {node.op_type}: not retrofitted")
+                else:
+                    self.replacements.append(_Replacement(site, group))
+                at += 1 if group is None else len(group)
+            elif here is None:
+                self._differ(_spelled(node), "expected this node, it is missing")
+            else:
+                self._node((*address, index), node, here)
+                at += 1
+        for node in theirs[at:]:
+            self._differ(_spelled(node), "a node that the original does not have")
+
+    def _node(self, place: Address, left: onnx.NodeProto, right: onnx.NodeProto) -> None:
+        """Compares two nodes; bodies of If, Loop and Scan node by node."""
+        for which, (mine, yours) in enumerate(zip(left.attribute, right.attribute, strict=False)):
+            pairs = [(-1, mine.g, yours.g)] if mine.HasField("g") and yours.HasField("g") else []
+            pairs += [
+                (number, *graphs)
+                for number, graphs in enumerate(zip(mine.graphs, yours.graphs, strict=False))
+            ]
+            for number, one, other in pairs:
+                self._nodes((*place, which, number), one, other)
+                del one.node[:], other.node[:]
+        if left != right:
+            self._differ(_spelled(left), f"expected {_short(left)}, got {_short(right)}")
 
 
 def _compare_fields(
     left: Any, right: Any, where: str, skip: tuple[str, ...] = ()
 ) -> Iterator[Difference]:
-    for field in left.DESCRIPTOR.fields:
-        if field.name in skip:
+    for descriptor in left.DESCRIPTOR.fields:
+        if descriptor.name in skip:
             continue
-        mine, yours = getattr(left, field.name), getattr(right, field.name)
-        name = f"{where}.{field.name}"
+        mine, yours = getattr(left, descriptor.name), getattr(right, descriptor.name)
+        name = f"{where}.{descriptor.name}"
         if hasattr(mine, "extend"):
             yield from _compare_repeated(mine, yours, name)
-        elif left.HasField(field.name) != right.HasField(field.name) or mine != yours:
+        elif left.HasField(descriptor.name) != right.HasField(descriptor.name) or mine != yours:
             yield Difference(name, f"expected {_short(mine)}, got {_short(yours)}")
 
 
@@ -154,90 +233,119 @@ def _compare_repeated(mine: Any, yours: Any, where: str) -> Iterator[Difference]
             yield Difference(f"{where}[{name}]", f"expected {_short(one)}, got {_short(other)}")
 
 
-def _compare_nodes(
-    left: Scope, right: Scope, sites: dict[Any, Site], found: list[_Replacement]
-) -> Iterator[Difference]:
-    theirs = list(right.graph.node)
-    at = 0
-    for index, node in enumerate(left.graph.node):
-        here = theirs[at] if at < len(theirs) else None
-        site = sites.get((left.address, index))
-        if site is not None:
-            group = _group(theirs, at, site)
-            if group is None:
-                what = (
-                    "still a plain" if here == node else "no way from its input to its output for"
-                )
-                yield Difference(site.path, f"{what} {node.op_type}: not retrofitted")
-                at += 1
-            else:
-                found.append(_Replacement(site, group))
-                at += len(group)
-        elif here is None:
-            yield Difference(_spelled(node), "expected this node, it is missing")
-        else:
-            if here != node:
-                yield Difference(_spelled(node), f"expected {_short(node)}, got {_short(here)}")
-            at += 1
-    for node in theirs[at:]:
-        yield Difference(_spelled(node), "a node that the original does not have")
-
-
-def _group(nodes: list[onnx.NodeProto], start: int, site: Site) -> list[onnx.NodeProto] | None:
-    """Returns the new nodes that lead from the site's x to its y and touch nothing else."""
-    inner = {site.x}
+def _group(
+    nodes: list[onnx.NodeProto], start: int, replaced: onnx.NodeProto
+) -> list[onnx.NodeProto] | None:
+    """Returns the new nodes that lead from a site's inputs to its output and touch nothing else."""
+    inner = {"", *replaced.input}
     for end in range(start, len(nodes)):
         node = nodes[end]
         if not node.name.startswith(NAME_PREFIX) or not inner.issuperset(node.input):
             return None
         inner.update(node.output)
-        if site.y in node.output:
+        if replaced.output[0] in node.output:
             return nodes[start : end + 1]
     return None
 
 
-def _compare_numbers(
-    replacement: _Replacement, entry: Entry | None
-) -> tuple[Difference | None, int]:
+def _compare_form(replacement: _Replacement, entry: Entry) -> Difference | None:
+    """Compares the new nodes with those that the form has: op types, wiring, constants."""
     site = replacement.site
-    if entry is None:
-        return Difference(site.path, "has a jump that the manifest does not list"), 0
-    dtype = helper.tensor_dtype_to_np_dtype(site.tensor.element)
-    x = probes(dtype, entry.effective_jump)
-    expected = jump_relu(x, entry.effective_jump)
-    got = Session(_alone(replacement)).run({site.x: x})[0]
-    number = x == x  # what a form makes of NaN is its own affair
-    bits = np.dtype(f"u{dtype.itemsize}")
-    wrong = np.flatnonzero((expected.view(bits) != got.view(bits)) & number)
-    if not len(wrong):
-        return None, len(x)
-    first = wrong[0]
-    return Difference(
-        site.path,
-        f"{len(wrong)} of {len(x)} values differ from the jump {entry.effective_jump!r} of the "
-        f"manifest: at x = {x[first]!r} expected {expected[first]!r}, got {got[first]!r}",
-    ), len(x)
+    if entry.form not in FORMS:
+        return Difference(site.path, f"the manifest names the form {entry.form!r}, there is none")
+    build = NodeBuilder(Names(()), NAME_PREFIX)
+    FORMS[entry.form](Spot(site, decode_node(entry.field), entry.jump, build))
+    if _shape_of(build.nodes, site) == _shape_of(replacement.nodes, site):
+        return None
+    return Difference(site.path, f"its nodes are not those of the form {entry.form}")
 
 
-def probes(dtype: np.dtype[Any], jump: float) -> Array:
+def _shape_of(nodes: list[onnx.NodeProto], site: Site) -> list[bytes]:
+    """Returns the nodes with names replaced by positions; what else they carry stays."""
+    position: dict[str, str] = {site.y: "y"}
+    found = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = ""
+        copy.ClearField("doc_string")
+        del copy.metadata_props[:], copy.input[:], copy.output[:]
+        copy.input.extend(position.get(name, name) for name in node.input)
+        for name in node.output:
+            copy.output.append(position.setdefault(name, f"#{len(position)}"))
+        found.append(copy.SerializeToString(deterministic=True))
+    return found
+
+
+def _compare_numbers(
+    replacement: _Replacement, entry: Entry, original: Model, hardened: Model
+) -> tuple[Difference | None, int]:
+    site, jump = replacement.site, entry.effective_jump
+    known = site.tensor.element
+    # A local function may be called with any of these.
+    elements = [known] if known else [TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16]
+    compared = 0
+    for element in elements:
+        x = _inputs(site, jump, helper.tensor_dtype_to_np_dtype(element))
+        expected = jump_relu(x, jump, site.cap)
+        got = _run(_alone(replacement, element, original, hardened), x, site)
+        compared += x.size
+        bits = np.dtype(f"u{x.dtype.itemsize}")
+        differs = (expected.view(bits) != got.view(bits)) & (x == x)  # NaN is a form's own affair
+        if differs.any():
+            first = np.flatnonzero(differs)[0]
+            return Difference(
+                site.path,
+                f"{differs.sum()} of {x.size} values differ from the jump {jump!r} of the "
+                f"manifest: at x = {x.flat[first]!r} expected {expected.flat[first]!r}, got "
+                f"{got.flat[first]!r}",
+            ), compared
+    return None, compared
+
+
+def _run(model: Model, x: Array, site: Site) -> Array:
+    # numpy's bfloat16 is a stranger to onnxruntime's feeds: there the form is evaluated by onnx.
+    if x.dtype.kind == "V" or x.dtype.name == "bfloat16":
+        return np.asarray(ReferenceEvaluator(model.proto).run(None, {site.x: x})[0])  # type: ignore[index]
+    return Session(model, device="cpu").run({site.x: x})[0]
+
+
+def _inputs(site: Site, jump: Jump, dtype: np.dtype[Any]) -> Array:
+    """Returns inputs with the site's rank; `(n, channels, 1, ...)` for a jump per channel."""
+    rank = len(site.tensor.shape) if site.tensor.shape is not None else 1
+    if not isinstance(jump, tuple):
+        x = probes(dtype, jump)
+        return x.reshape(-1, *[1] * (rank - 1))
+    columns = [probes(dtype, one, _RANDOM_PATTERNS // len(jump)) for one in jump]
+    return np.stack(columns, axis=1).reshape(-1, len(jump), *[1] * (rank - 2))
+
+
+def probes(dtype: np.dtype[Any], jump: float, count: int = _RANDOM_PATTERNS) -> Array:
     """Returns 1-d inputs that tell forms apart.
 
     Specials, denormals, the jump and its 50 neighbours on either side, random bit patterns (every
     pattern for types of 16 bits or fewer).
+
+    Args:
+        dtype: of the result.
+        jump: around which to look closely.
+        count: how many random patterns.
     """
     bits = np.dtype(f"u{dtype.itemsize}")
     if dtype.itemsize <= 2:
         return np.arange(2 ** (8 * dtype.itemsize), dtype=np.uint32).astype(bits).view(dtype)
-    if np.issubdtype(dtype, np.integer):
-        special = np.array([0, 1, -1, np.iinfo(dtype).min, np.iinfo(dtype).max], dtype)
-        around = np.arange(int(jump) - _NEIGHBOURS, int(jump) + _NEIGHBOURS + 1).astype(dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        special = np.array([0, 1, limits.min, limits.max], dtype)
+        near = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1, dtype=np.int64) + int(jump)
+        around = np.clip(near, limits.min, limits.max).astype(dtype)
     else:
         info = np.finfo(dtype)
         tiny = [info.tiny, info.smallest_subnormal, info.max, np.inf, np.nan]
         special = np.array([0.0, -0.0, *tiny, *(-value for value in tiny)], dtype)
         around = _neighbours(np.asarray(jump, dtype))
     rng = np.random.default_rng(0)
-    random = rng.integers(0, np.iinfo(bits).max, _RANDOM_PATTERNS, bits, endpoint=True)
+    random = rng.integers(0, np.iinfo(bits).max, count, bits, endpoint=True)
     return np.concatenate([special, around, random.view(dtype)])
 
 
@@ -249,16 +357,37 @@ def _neighbours(jump: Array) -> Array:
     return np.array([*down, *up], jump.dtype)
 
 
-def _alone(replacement: _Replacement) -> Model:
+def _alone(replacement: _Replacement, element: int, original: Model, hardened: Model) -> Model:
+    """Returns a model of the site's new nodes alone, with the bounds of its Clip."""
     site = replacement.site
+    rank = len(site.tensor.shape) if site.tensor.shape is not None else 1
+    shape = [f"d{axis}" for axis in range(rank)]
     graph = helper.make_graph(
         replacement.nodes,
         "site",
-        [helper.make_tensor_value_info(site.x, site.tensor.element, ["n"])],
-        [helper.make_tensor_value_info(site.y, site.tensor.element, ["n"])],
+        [helper.make_tensor_value_info(site.x, element, shape)],
+        [helper.make_tensor_value_info(site.y, element, shape)],
+        _bounds(replacement, original),
     )
-    opset = helper.make_opsetid("", site.opset)
-    return Model.of(helper.make_model(graph, opset_imports=[opset], ir_version=8))
+    functions = [each for each in hardened.proto.functions if each.domain == FUNCTION_DOMAIN]
+    opsets = [helper.make_opsetid("", site.opset)]
+    opsets += [helper.make_opsetid(FUNCTION_DOMAIN, 1)] if functions else []
+    model = helper.make_model(graph, opset_imports=opsets, functions=functions)
+    model.ir_version = max(8, min(hardened.proto.ir_version, 10))
+    return Model.of(model)
+
+
+def _bounds(replacement: _Replacement, original: Model) -> list[TensorProto]:
+    made = {name for node in replacement.nodes for name in node.output}
+    outside = {name for node in replacement.nodes for name in node.input} - made
+    constants = Constants(original)
+    scope = next(each for each in scopes(original.proto) if each.address == replacement.site.scope)
+    tensors = []
+    for name in sorted(outside - {"", replacement.site.x}):
+        value = constants.value(scope, name)
+        if value is not None:
+            tensors.append(numpy_helper.from_array(value, name))
+    return tensors
 
 
 def _spelled(node: onnx.NodeProto) -> str:

@@ -1,0 +1,130 @@
+"""External data: weights in files beside the model, never read here, copied when the model moves.
+
+A location is a path relative to the model's folder. An absolute one, one with `..`, or a link that
+leads out of the folder would let a model read any file of its user: it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from onnx import TensorProto
+
+from jr_onnx.errors import ExternalDataError, OutputError
+from jr_onnx.model.graphs import scopes
+from jr_onnx.model.model import Model
+
+
+def locations(model: Model) -> tuple[str, ...]:
+    """Returns the files that hold the model's external data, relative to its folder.
+
+    Raises:
+        ExternalDataError: a tensor names no file, or one outside the folder.
+    """
+    found = dict.fromkeys(
+        _location(tensor, model)
+        for tensor in _tensors(model.proto)
+        if tensor.data_location == TensorProto.EXTERNAL
+    )
+    return tuple(found)
+
+
+def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
+    """Copies the model's external data to another folder, as files of their own.
+
+    Never as hard links: onnx refuses those, for the original too.
+
+    Raises:
+        ExternalDataError: a file is missing or outside the model's folder.
+        OutputError: a file is there, differs, and `force` is not given; or it cannot be written.
+    """
+    names = locations(model)
+    if not names:
+        return
+    if model.folder is None:
+        raise ExternalDataError(
+            f"{model.name}: has external data ({names[0]}), but is not from a file, so its folder "
+            "is unknown. Load it with jr_onnx.load"
+        )
+    for name in names:
+        source, goal = _inside(model, name), folder / name
+        if goal.exists() and goal.samefile(source):
+            continue
+        if goal.exists() and not force and not _same(source, goal):
+            raise OutputError(
+                f"{goal}: is there already with other data. Pass --force to replace it, or write "
+                "the model to another folder"
+            )
+        _copy(source, goal)
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    for scope in scopes(proto):
+        if isinstance(scope.graph, onnx.GraphProto):
+            yield from scope.graph.initializer
+            for sparse in scope.graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in scope.graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def _location(tensor: TensorProto, model: Model) -> str:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = str(entries.get("location", ""))
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not name or name.startswith("/") or PureWindowsPath(name).anchor or ".." in parts:
+        raise ExternalDataError(
+            f"{model.name}: tensor {tensor.name!r} has its data in {name!r}; expected a file "
+            "inside the model's folder. Save the model again with its data beside it"
+        )
+    return name
+
+
+def _inside(model: Model, name: str) -> Path:
+    assert model.folder is not None
+    folder = model.folder.resolve()
+    path = (folder / name).resolve()
+    if not path.is_file():
+        raise ExternalDataError(
+            f"{model.name}: its data file {name!r} is missing in {model.folder}. Put it beside the "
+            "model"
+        )
+    if not path.is_relative_to(folder):
+        raise ExternalDataError(
+            f"{model.name}: its data file {name!r} is a link to {path}, outside the model's "
+            "folder. Put the file itself beside the model"
+        )
+    return path
+
+
+def _same(one: Path, other: Path, chunk: int = 1 << 20) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as left, other.open("rb") as right:
+        while part := left.read(chunk):
+            if part != right.read(chunk):
+                return False
+    return True
+
+
+def _copy(source: Path, goal: Path) -> None:
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=goal.parent, prefix=".jr-onnx.", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            shutil.copyfile(source, temporary)
+            shutil.copymode(source, temporary)
+            os.replace(temporary, goal)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{goal}: cannot be written ({error.strerror})") from error

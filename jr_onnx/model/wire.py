@@ -1,0 +1,199 @@
+"""Editing a serialized message in place of a parsed one: untouched bytes stay untouched bytes.
+
+A protobuf message is a sequence of fields, `tag, length, payload` for all that matters here. An
+edit names a field by the numbers on the way to it, and turns its bytes into others; only the
+lengths of the messages around it are written anew. So fields unknown to this version of ONNX,
+fields out of order and unusual encodings survive, and weights are copied once, by `join`.
+
+    model.graph.node[5]                      {(7, 0): {(1, 5): edit}}
+    model.functions[2].node[0]               {(25, 2): {(7, 0): edit}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+# The numbers of onnx.proto, by message.
+MODEL_GRAPH, MODEL_OPSET_IMPORT, MODEL_METADATA, MODEL_FUNCTIONS = 7, 8, 14, 25
+GRAPH_NODE, FUNCTION_NODE = 1, 7
+NODE_ATTRIBUTE = 5
+ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
+
+Key = tuple[int, int]
+# From a field's bytes, tag included, to those of the fields that take its place.
+Edit = Callable[[bytes], bytes]
+Edits: TypeAlias = "dict[Key, Edit | Edits]"
+
+_LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}
+_VARINT, _GROUP_START, _GROUP_END = 0, 3, 4
+
+
+class Field(NamedTuple):
+    """One field of a message.
+
+    Attributes:
+        number: of the field.
+        start: where its tag begins.
+        value: where its payload begins.
+        end: behind its payload.
+    """
+
+    number: int
+    start: int
+    value: int
+    end: int
+
+
+def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[Field]:
+    """Yields the fields of the message in `content[start:end]`.
+
+    Raises:
+        ValueError: it is no message.
+    """
+    at, end = start, len(content) if end is None else end
+    while at < end:
+        begin = at
+        tag, at = _varint(content, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == _LENGTH_DELIMITED:
+            length, at = _varint(content, at)
+            value, at = at, at + length
+        elif kind in _FIXED:
+            value, at = at, at + _FIXED[kind]
+        elif kind == _VARINT:
+            value, (_, at) = at, _varint(content, at)
+        elif kind == _GROUP_START:
+            value, at = at, _end_of_group(content, at, number)
+        else:
+            raise ValueError(f"wire type {kind} at byte {begin}")
+        if at > end:
+            raise ValueError(f"field {number} at byte {begin} is cut off")
+        yield Field(number, begin, value, at)
+
+
+def splice(content: bytes, edits: Edits) -> bytes:
+    """Returns the message with fields replaced.
+
+    Args:
+        content: a serialized message.
+        edits: by (field number, how many of that number come before): the edit of that field, or
+            the edits inside that message.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    chunks: list[memoryview] = []
+    _splice(memoryview(content), content, 0, len(content), edits, chunks)
+    return b"".join(chunks)
+
+
+def encode(number: int, payload: bytes) -> bytes:
+    """Returns a length-delimited field."""
+    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(payload)) + payload
+
+
+def insert(content: bytes, additions: Sequence[tuple[int, bytes]]) -> bytes:
+    """Returns the message with fields added where protobuf itself would write them.
+
+    Args:
+        content: a serialized message.
+        additions: field numbers and payloads, by ascending number.
+    """
+    chunks: list[bytes | memoryview] = []
+    view, copied = memoryview(content), 0
+    ends = [(field.number, field.end) for field in fields(content)]
+    for number, payload in additions:
+        at = max((end for known, end in ends if known <= number), default=0)
+        at = max(at, copied)
+        chunks += [view[copied:at], encode(number, payload)]
+        copied = at
+    return b"".join([*chunks, view[copied:]])
+
+
+def remove(content: bytes, unwanted: Callable[[int, bytes], bool]) -> bytes:
+    """Returns the message without some of its fields.
+
+    Args:
+        content: a serialized message.
+        unwanted: told the number and the payload of each field but the graph.
+    """
+    view, chunks, copied = memoryview(content), [], 0
+    for field in fields(content):
+        if field.number != MODEL_GRAPH and unwanted(field.number, content[field.value : field.end]):
+            chunks.append(view[copied : field.start])
+            copied = field.end
+    return b"".join([*chunks, view[copied:]])
+
+
+def _splice(
+    view: memoryview,
+    content: bytes,
+    start: int,
+    end: int,
+    edits: Edits,
+    chunks: list[memoryview],
+) -> None:
+    numbers = {number for number, _ in edits}
+    seen = dict.fromkeys(numbers, 0)
+    missing = set(edits)
+    copied = start
+    for field in fields(content, start, end):
+        number = field.number
+        if number not in numbers:
+            continue
+        key = (number, seen[number])
+        seen[number] += 1
+        edit = edits.get(key)
+        if edit is None:
+            continue
+        missing.discard(key)
+        chunks.append(view[copied : field.start])
+        copied = field.end
+        if callable(edit):
+            chunks.append(memoryview(edit(content[field.start : field.end])))
+            continue
+        inner: list[memoryview] = []
+        _splice(view, content, field.value, field.end, edit, inner)
+        _, tag_end = _varint(content, field.start)
+        chunks.append(view[field.start : tag_end])
+        chunks.append(memoryview(_encode_varint(sum(map(len, inner)))))
+        chunks.extend(inner)
+    if missing:
+        raise KeyError(f"no field {min(missing)} in the message")
+    chunks.append(view[copied:end])
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    byte = content[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while True:
+        at += 1
+        byte = content[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+        shift += 7
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _end_of_group(content: bytes, at: int, number: int) -> int:
+    """Returns the position behind a group (a relic of proto2 that an unknown field may be)."""
+    while True:
+        tag, behind = _varint(content, at)
+        if tag & 7 == _GROUP_END:
+            if tag >> 3 != number:
+                raise ValueError(f"group {number} ends as {tag >> 3}")
+            return behind
+        at = next(fields(content, at)).end
