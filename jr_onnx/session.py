@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jr_onnx.errors import ParameterError, SessionError
+from jr_onnx.errors import DataError, ModelError, ParameterError, SessionError
 from jr_onnx.model import Model
 
 Array = np.ndarray[Any, Any]
 DEVICES = ("auto", "cpu", "cuda")
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+_FLOATS = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,41 @@ class Port:
     name: str
     type: str
     shape: tuple[int | str | None, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype of a float tensor.
+
+        Raises:
+            ModelError: it is none.
+        """
+        if self.type not in _FLOATS:
+            raise ModelError(f"{self.name!r} is {self.type}, a float tensor is needed")
+        return np.dtype(_FLOATS[self.type])
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The size of the first axis where the model fixes it."""
+        first = self.shape[0] if self.shape else None
+        return first if isinstance(first, int) and first > 0 else None
+
+    def check(self, x: Array) -> None:
+        """Compares examples with the shape.
+
+        Raises:
+            DataError: they do not fit.
+        """
+        expected = self.shape[1:]
+        fits = x.ndim == len(self.shape) and all(
+            not isinstance(size, int) or size == got
+            for size, got in zip(expected, x.shape[1:], strict=True)
+        )
+        if not fits:
+            spelled = ", ".join(str(size or "any") for size in expected)
+            raise DataError(
+                f"examples of shape {tuple(x.shape[1:])} do not fit the model: its input "
+                f"{self.name!r} takes ({spelled}). Resize or transpose the data"
+            )
 
 
 class Session:
@@ -99,6 +135,35 @@ class Session:
             return list(self._session.run(outputs, dict(feeds)))
         except Exception as error:
             raise SessionError(f"{self._where}: onnxruntime: {_one_line(error)}") from error
+
+
+def batches(port: Port, size: int, x: Array, *more: Array) -> Iterator[tuple[list[Array], int]]:
+    """Cuts examples into batches, x cast to the port's dtype.
+
+    A model with a fixed batch gets its own size; the last batch is filled up with its last example.
+
+    Args:
+        port: the model's input.
+        size: most examples in a batch.
+        x: `(samples, ...)`.
+        more: arrays to cut in the same way.
+
+    Yields:
+        The parts of all arrays, and how many of their examples are real.
+
+    Raises:
+        DataError: x does not fit the port.
+        ModelError: the port is no float tensor.
+    """
+    port.check(x)
+    arrays = [np.ascontiguousarray(x, port.dtype), *more]
+    size = port.fixed_batch or size
+    for start in range(0, len(x), size):
+        parts = [array[start : start + size] for array in arrays]
+        real = len(parts[0])
+        if port.fixed_batch and real < size:
+            parts = [np.concatenate([part, part[-1:].repeat(size - real, 0)]) for part in parts]
+        yield parts, real
 
 
 def installed() -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jr_onnx.autodiff import InputGradient, input_gradient
-from jr_onnx.errors import DataError, ModelError
+from jr_onnx.errors import ModelError
 from jr_onnx.model import Model, load
-from jr_onnx.session import Port, Session
+from jr_onnx.session import Port, Session, batches
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BATCH_SIZE = 64
@@ -62,9 +61,7 @@ class Target:
         self._forward = Session(self.model, device=device)
         self._input = _only(self._forward.inputs, "input", self.model)
         _only(self._forward.outputs, "output", self.model)
-        fixed = self._input.shape[0] if self._input.shape else None
-        self._fixed_batch = fixed if isinstance(fixed, int) and fixed > 0 else None
-        self._batch_size = self._fixed_batch or batch_size
+        self._batch_size = batch_size
         self._gradients: dict[str, tuple[Session, InputGradient]] = {}
 
     @property
@@ -77,16 +74,14 @@ class Target:
         """Shape of one example; symbols and None where any size fits."""
         return self._input.shape[1:]
 
-    @cached_property
+    @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of the input."""
-        dtypes = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2"}
-        if self._input.type not in dtypes:
-            raise ModelError(
-                f"{self.model.name}: the input {self._input.name!r} is {self._input.type}; "
-                "attacks need a float input"
-            )
-        return np.dtype(dtypes[self._input.type])
+        """The dtype of the input.
+
+        Raises:
+            ModelError: it is no float.
+        """
+        return self._input.dtype
 
     def logits(self, x: Array) -> Array:
         """Runs the model.
@@ -100,7 +95,6 @@ class Target:
         Raises:
             DataError: x does not have the input's shape.
         """
-        self._check(x)
 
         def run(part: Array) -> tuple[Array, ...]:
             return tuple(self._forward.run({self._input.name: part}))
@@ -119,7 +113,6 @@ class Target:
             UnsupportedOpError: nodes without a gradient rule.
             DataError: x does not have the input's shape.
         """
-        self._check(x)
         session, graph = self._gradient(loss)
         wanted = (graph.logits, graph.loss, graph.gradient)
 
@@ -142,34 +135,14 @@ class Target:
             self._gradients[loss] = (Session(graph.model, device=self._device), graph)
         return self._gradients[loss]
 
-    def _check(self, x: Array) -> None:
-        expected = self.input_shape
-        fits = len(x.shape) == len(expected) + 1 and all(
-            not isinstance(size, int) or size == got
-            for size, got in zip(expected, x.shape[1:], strict=True)
-        )
-        if not fits:
-            spelled = ", ".join(str(size or "any") for size in expected)
-            raise DataError(
-                f"examples of shape {tuple(x.shape[1:])} do not fit {self.model.name}: its input "
-                f"{self._input.name!r} takes ({spelled}). Resize or transpose the data"
-            )
-
     def _in_batches(
         self, run: Callable[..., tuple[Array, ...]], x: Array, *more: Array
     ) -> tuple[Array, ...]:
-        x = np.ascontiguousarray(x, self.dtype)
-        results = [run(*parts) for parts in self._parts(x, *more)]
-        return tuple(np.concatenate(parts)[: len(x)] for parts in zip(*results, strict=True))
-
-    def _parts(self, *arrays: Array) -> Iterator[list[Array]]:
-        size = self._batch_size
-        for start in range(0, len(arrays[0]), size):
-            parts = [array[start : start + size] for array in arrays]
-            short = size - len(parts[0])
-            if short and self._fixed_batch:  # pad with the last example; the surplus is cut off
-                parts = [np.concatenate([part, part[-1:].repeat(short, 0)]) for part in parts]
-            yield parts
+        results = [
+            [value[:real] for value in run(*parts)]
+            for parts, real in batches(self._input, self._batch_size, x, *more)
+        ]
+        return tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
 def _only(ports: tuple[Port, ...], what: str, model: Model) -> Port:

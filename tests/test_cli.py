@@ -178,7 +178,7 @@ HAZARDS: dict[str, tuple[Callable[[Path], None], list[str], Exit, str]] = {
         _data("d.npz", x=np.zeros((50, 28, 28, 1), np.uint8)),
         [*WITH, "d.npz"],
         Exit.ERROR,
-        "examples of shape (28, 28, 1) do not fit net.onnx: its input 'input' takes (1, 28, 28)",
+        "examples of shape (28, 28, 1) do not fit the model: its input 'input' takes (1, 28, 28)",
     ),
     "pickled objects": (
         _data("d.npz", x=np.array([{}] * 50, object)),

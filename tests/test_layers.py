@@ -15,7 +15,7 @@ LAYERS = (
     ("model",),
     ("session",),
     ("rewrite", "autodiff"),
-    ("target",),
+    ("target", "activations"),
     ("attacks", "data"),
     ("evaluate",),
     ("report",),

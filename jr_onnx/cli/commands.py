@@ -9,6 +9,7 @@ import typer
 
 from jr_onnx import report, rewrite
 from jr_onnx import session as sessions
+from jr_onnx.activations import observe
 from jr_onnx.attacks import PGD, ThreatModel, parse_epsilon
 from jr_onnx.cli.console import bars, require_distinct, say, write_json
 from jr_onnx.cli.options import (
@@ -28,33 +29,57 @@ from jr_onnx.cli.options import (
     ModelPath,
     Output,
     Partial,
+    Quantile,
     Quiet,
     Runtime,
     Seed,
     Steps,
 )
 from jr_onnx.data import Dataset, load_npz
-from jr_onnx.errors import PostconditionError, SessionError
+from jr_onnx.errors import ParameterError, PostconditionError, SessionError
 from jr_onnx.evaluate import Evaluation, check_fit, evaluate
 from jr_onnx.model import Model, load, require_writable, save
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 
 
-def inspect(model: ModelPath, json: Json = None, force: Force = False) -> None:
+def inspect(
+    model: ModelPath,
+    data: Data = None,
+    jump: Jump = None,
+    device: Device = "auto",
+    json: Json = None,
+    force: Force = False,
+) -> None:
     """List every activation: what would be replaced, what not and why.
 
-    Example: jr-onnx inspect model.onnx
+    With --data, also quantiles of the positive pre-activations of each site, and with --jump (or
+    in a hardened model) the share of them that the jump sets to 0.
+
+    Example: jr-onnx inspect model.onnx --data test.npz --jump 0.3
     """
-    require_distinct(inputs=(model,), outputs=(json,))
+    require_distinct(inputs=(model, data), outputs=(json,))
     require_writable(json, force=force)
     loaded = load(model)
-    sites, skipped = rewrite.find_sites(rewrite.original_of(loaded))
+    plain = rewrite.original_of(loaded)
+    samples = load_npz(data) if data else None
+    sites, skipped = rewrite.find_sites(plain)
     jumps = rewrite.jumps_of(loaded)
     if sites or skipped:
         say(report.sites_table(sites, skipped, jumps))
+    seen = observe(plain, sites, samples.x, device=device) if samples else {}
+    if seen:
+        asked = {path: jumps.get(path, jump) for path in seen}
+        say(report.activations_table(seen, asked))
     state = f"{len(jumps)} of them hardened" if jumps else "not hardened"
     say(f"{model}: {len(sites)} sites ({state}), {len(skipped)} other activations left alone")
-    entries = [{**site.to_json(), "effective_jump": jumps.get(site.path)} for site in sites]
+    entries = [
+        {
+            **site.to_json(),
+            "effective_jump": jumps.get(site.path),
+            "pre_activations": report.activations_json(seen.get(site.path)),
+        }
+        for site in sites
+    ]
     content = report.to_json(
         "jr-onnx/inspection/1",
         model={"path": str(model), "sha256": loaded.sha256},
@@ -68,6 +93,7 @@ def retrofit(
     model: ModelPath,
     jump: Jump = None,
     jumps: Jumps = None,
+    jump_quantile: Quantile = None,
     output: Output = None,
     form: Form = None,
     runtime: Runtime = "portable",
@@ -99,10 +125,14 @@ def retrofit(
     require_distinct(inputs=(model,), outputs=(json,))
     require_writable(json, force=force)
     require_writable(path, force=True)  # `save` decides on replacing, when it knows the content
+    samples = load_npz(data, bounds=threat.bounds) if data else None
+    by_site = rewrite.load_jumps(jumps) if jumps else {}
+    if jump_quantile is not None:
+        by_site = {**_quantiles(original, samples, jump_quantile, device, force), **by_site}
     result = rewrite.retrofit(
         original,
         jump=jump,
-        jumps=rewrite.load_jumps(jumps) if jumps else None,
+        jumps=by_site,
         form=form,
         target=runtime,
         selection=rewrite.Selection(
@@ -111,7 +141,6 @@ def retrofit(
         partial=partial,
         force=force,
     )
-    samples = load_npz(data, bounds=threat.bounds) if data else None
     _try_out(result, samples, device)
     written = save(result.model, path, force=force)
     say(f"{model}: {report.retrofit_summary(result)}")
@@ -180,6 +209,18 @@ def verify(
     say(f"{hardened}: {outcome} to {original} with the jump ({found.values_compared:,} values)")
     write_json(json, report.to_json("jr-onnx/verification/1", **found.to_json()), force=force)
     raise typer.Exit(int(not found.equivalent))
+
+
+def _quantiles(
+    model: Model, samples: Dataset | None, quantile: float, device: str, force: bool
+) -> dict[str, float]:
+    """Returns each site's quantile of its positive pre-activations."""
+    if samples is None or not 0 <= quantile <= 1:
+        raise ParameterError("--jump-quantile takes a number from 0 to 1, and needs --data")
+    plain = rewrite.original_of(model, force=force)
+    sites, _ = rewrite.find_sites(plain)
+    seen = observe(plain, sites, samples.x, device=device)
+    return {path: found.quantile(quantile) for path, found in seen.items() if found.positive}
 
 
 def _try_out(result: rewrite.Retrofit, samples: Dataset | None, device: str) -> None:

@@ -36,6 +36,14 @@ Jumps = Annotated[
         show_default=False,
     ),
 ]
+Quantile = Annotated[
+    float | None,
+    typer.Option(
+        "--jump-quantile",
+        help="Jump of each site: this quantile (0..1) of its positive pre-activations on --data.",
+        show_default=False,
+    ),
+]
 Form = Annotated[
     str | None,
     typer.Option("--form", help=f"Node pattern: {', '.join(FORMS)}.", show_default=False),

@@ -14,6 +14,7 @@ from jr_onnx.model.model import ONNX_DOMAINS, Model
 Array = np.ndarray[Any, Any]
 # Bounds, slopes and shapes are small; weights are never decoded.
 _LARGEST = 4096
+_FIXED = ("Constant", "Identity", "Cast", "CastLike")
 
 
 class Constants:
@@ -34,7 +35,7 @@ class Constants:
                     if tensor.name not in open_inputs:
                         known[tensor.name] = tensor
             for node in graph.node:
-                if node.op_type in ("Constant", "Identity", "Cast") and node.output:
+                if node.op_type in _FIXED and node.output:
                     known[node.output[0]] = node
             self._known[scope.address] = known
 
@@ -56,8 +57,8 @@ class Constants:
         if node.op_type == "Constant":
             return _of_constant(node)
         inner = self.value(scope, node.input[0])
-        if inner is None or node.op_type == "Identity":
-            return inner
+        if inner is None or node.op_type != "Cast":
+            return inner  # of CastLike the type is unknown, the number is not
         to = next((entry.i for entry in node.attribute if entry.name == "to"), 0)
         return inner.astype(helper.tensor_dtype_to_np_dtype(to)) if to else None
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from jr_onnx.errors import ExternalDataError, OutputError
 from jr_onnx.model.graphs import scopes
@@ -61,6 +61,35 @@ def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
                 "the model to another folder"
             )
         _copy(source, goal)
+
+
+def without_data(model: Model) -> onnx.ModelProto | None:
+    """Returns the model with each external tensor turned into an input; None if it has none.
+
+    onnx.checker looks for the files of external tensors in the working directory, or in the folder
+    of a file that is not written yet; all else about the model it can judge without them.
+    """
+    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.proto)):
+        return None
+    proto = model.parse()
+    inputs = {value.name for value in proto.graph.input}
+    for scope in scopes(proto):
+        for node in scope.graph.node:
+            for attribute in node.attribute:
+                if attribute.t.data_location == TensorProto.EXTERNAL:
+                    attribute.t.CopyFrom(TensorProto(data_type=attribute.t.data_type))
+        if isinstance(scope.graph, onnx.FunctionProto):
+            continue
+        tensors = list(scope.graph.initializer)
+        del scope.graph.initializer[:]
+        for tensor in tensors:
+            if tensor.data_location != TensorProto.EXTERNAL:
+                scope.graph.initializer.append(tensor)
+            elif tensor.name not in inputs:
+                inputs.add(tensor.name)
+                value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                proto.graph.input.append(value)
+    return proto
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from jr_onnx.errors import InvalidModelError, OutputError
-from jr_onnx.model.external import copy_data
+from jr_onnx.model.external import copy_data, without_data
 from jr_onnx.model.model import Model
 
 
@@ -112,13 +112,14 @@ def require_writable(path: Path | None, *, force: bool = False) -> None:
 
 
 def check(model: Model) -> None:
-    """Runs `onnx.checker`.
+    """Runs `onnx.checker`, which reads no external data here.
 
     Raises:
         InvalidModelError: with the checker's own words.
     """
+    proto = without_data(model)
     try:
-        onnx.checker.check_model(model.content)
+        onnx.checker.check_model(model.content if proto is None else proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InvalidModelError(f"{model.name}: onnx.checker refuses it: {reason}") from error

@@ -2,6 +2,8 @@
 
 from jr_onnx.report.json import to_json
 from jr_onnx.report.terminal import (
+    activations_json,
+    activations_table,
     evaluation_table,
     faster_form,
     retrofit_summary,
@@ -10,6 +12,8 @@ from jr_onnx.report.terminal import (
 )
 
 __all__ = [
+    "activations_json",
+    "activations_table",
     "evaluation_table",
     "faster_form",
     "retrofit_summary",

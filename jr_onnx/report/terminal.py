@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jr_onnx.activations import Activations
 from jr_onnx.evaluate import Evaluation, wilson
 from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import Jump, Retrofit, Site, Skipped, choose
@@ -28,6 +30,37 @@ def sites_table(
     for entry in skipped:
         _add_row(table, entry.path, entry.op_type, "", "", f"skipped: {entry.reason}")
     return table
+
+
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def activations_table(seen: Mapping[str, Activations], jumps: Mapping[str, Jump | None]) -> Table:
+    """Returns one row a site: quantiles of the positive pre-activations, and what a jump takes."""
+    table = Table(box=box.SIMPLE_HEAD)
+    titles = [f"{q:.0%} below" for q in _QUANTILES]
+    for title in ("site", "positive", *titles, "jump", "silenced"):
+        table.add_column(title, justify="left" if title == "site" else "right")
+    for path, found in seen.items():
+        cells = [f"{found.quantile(q):.3g}" if found.positive else "" for q in _QUANTILES]
+        jump = jumps[path]
+        _add_row(
+            table,
+            path,
+            f"{found.positive / found.total:.1%}" if found.total else "",
+            *cells,
+            "" if jump is None else _jump(jump),
+            f"{found.silenced(jump):.1%}" if isinstance(jump, float) else "",
+        )
+    return table
+
+
+def activations_json(found: Activations | None) -> dict[str, Any] | None:
+    """Returns the entry `pre_activations` of `inspect --json`, None where nothing was observed."""
+    if found is None:
+        return None
+    quantiles = {str(q): found.quantile(q) for q in _QUANTILES} if found.positive else {}
+    return {"total": found.total, "positive": found.positive, "positive_quantiles": quantiles}
 
 
 def retrofit_summary(result: Retrofit) -> str:

@@ -51,7 +51,8 @@ def jump_relu(x: Array, jump: Jump, cap: float | None = None) -> Array:
     if threshold.ndim:
         threshold = threshold.reshape(-1, *[1] * (x.ndim - 2))
     passed = x if cap is None else np.minimum(x, np.asarray(cap, x.dtype))
-    return np.where(x > threshold, passed, np.zeros((), x.dtype))
+    with np.errstate(invalid="ignore"):  # NaN is not above the jump, and that is all
+        return np.where(x > threshold, passed, np.zeros((), x.dtype))
 
 
 def effective_jump(jump: Jump, dtype: np.dtype[Any]) -> Array:
