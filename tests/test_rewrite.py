@@ -21,7 +21,7 @@ from jr_onnx.errors import (
     NotRetrofittedError,
     ParameterError,
 )
-from jr_onnx.rewrite import FORMS, effective_jump
+from jr_onnx.rewrite import FORMS, TARGETS, effective_jump
 from jr_onnx.rewrite.verify import probes
 
 MakeModel = Callable[..., jr.Model]
@@ -270,3 +270,45 @@ def test_each_site_of_the_sample_equals_numpy_bitwise_on_its_own_input(
         assert len(x) == 1000
         expected = np.where(x > np.float32(1), x, np.float32(0))
         assert np.array_equal(y.view(np.uint32), expected.view(np.uint32))
+
+
+OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
+LEAST = {"lessequal-where": 12, "thresholded-relu": 10, "mul-cast": 7}
+LEAST_BFLOAT16 = {"thresholded-relu": 22, "mul-cast": 13}
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_exact_at_every_opset_or_refused_by_its_number(
+    text_model: MakeModel, form: str, opset: int
+) -> None:
+    for dtype in ("float", "double", "float16", "bfloat16"):
+        if dtype == "bfloat16" and opset < 13:
+            continue  # Relu itself takes it from there on
+        model = text_model(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = Relu(x) }}", opset=opset)
+        least = LEAST.get(form, 9)
+        if dtype == "bfloat16":
+            least = LEAST_BFLOAT16.get(form, 16)
+        if opset < least:
+            with pytest.raises(ParameterError, match=f"needs opset {least}, the model has {opset}"):
+                jr.retrofit(model, jump=0.75, form=form)
+            continue
+        hardened = jr.retrofit(model, jump=0.75, form=form).model
+        onnx.checker.check_model(hardened.proto, full_check=True)
+        found = jr.verify(model, hardened)  # bitwise, on every pattern of 16 bits or 200,000
+        assert found.differences == ()
+        assert found.values_compared >= 65_536
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["float", "double", "float16", "bfloat16", "int32"])
+@pytest.mark.parametrize("opset", [8, 9, 13, 18, 22])
+def test_every_target_has_an_exact_form(
+    text_model: MakeModel, target: str, dtype: str, opset: int
+) -> None:
+    if (dtype == "int32" and opset < 14) or (dtype == "bfloat16" and opset < 13):
+        pytest.skip("there is no Relu of this type yet")
+    model = text_model(f"g ({dtype}[n] x) => ({dtype}[n] y) {{ y = Relu(x) }}", opset=opset)
+    result = jr.retrofit(model, jump=0.3, target=target)
+    assert result.sites[0].reason
+    assert jr.verify(model, result.model).equivalent
