@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 from onnx import TensorProto, helper
@@ -12,7 +14,7 @@ from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.autodiff.losses import LOSSES
 from jr_onnx.autodiff.registry import Call, Rule, find_rule, is_zero_gradient, opset_for
 from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError, UnsupportedOpsetError
-from jr_onnx.model import Model, Names, Scope, Tensor, ValueTypes, scopes
+from jr_onnx.model import Constants, Model, Names, Scope, Tensor, ValueTypes, scopes
 
 _OLDEST_OPSET = 9
 
@@ -65,7 +67,7 @@ def input_gradient(model: Model, *, loss: str = "cross_entropy") -> InputGradien
             f"{model.name}: gradients need opset {_OLDEST_OPSET} or newer, the model has "
             f"{scope.opset}. Export it again, or run onnx.version_converter"
         )
-    types = _Types(ValueTypes(model), scope)
+    types = _Types(ValueTypes(model), Constants(model), scope)
     x, logits = _ends(proto, model.name)
     names = Names.of(proto)
     emit = Emitter(names, "gradient", scope.opset)
@@ -80,14 +82,19 @@ def input_gradient(model: Model, *, loss: str = "cross_entropy") -> InputGradien
     return InputGradient(Model.of(proto, model.folder), x, labels, logits, value, gradient)
 
 
+@dataclass(frozen=True)
 class _Types:
-    """The types of one scope's values."""
+    """What is known of one scope's values."""
 
-    def __init__(self, types: ValueTypes, scope: Scope) -> None:
-        self._types, self._scope = types, scope
+    types: ValueTypes
+    constants: Constants
+    scope: Scope
 
     def of(self, name: str) -> Tensor:
-        return self._types.of(self._scope, name)
+        return self.types.of(self.scope, name)
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        return self.constants.value(self.scope, name)
 
 
 def _ends(proto: onnx.ModelProto, where: str) -> tuple[str, str]:
@@ -110,8 +117,8 @@ def _walk_back(
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[str] = []
     for node in reversed(proto.graph.node):
-        known = [name for name in node.output if name in cotangents]
-        if not known or is_zero_gradient(node):
+        known = tuple(cotangents.get(name, "") for name in node.output)
+        if not any(name in cotangents for name in node.output) or is_zero_gradient(node):
             continue
         tensors = {name: types.of(name) for name in (*node.input, *node.output)}
         for wrt, name in enumerate((*node.input, *_captured(node))):
@@ -119,27 +126,33 @@ def _walk_back(
                 continue
             try:
                 rule = _rule_for(node, opsets, wrt, known)
-                contribution = rule(Call(node, emit, cotangents[known[0]], wrt, tensors))
+                call = Call(node, emit, known, wrt, tensors, types.constant)
+                contribution = rule(call) if any(known) else ""
             except NotImplementedError as reason:
                 problems.append(f"{_spelled(node)}: {reason}")
-                contribution = ""  # the walk goes on only to find the other problems
-            before = cotangents.get(name, "")
-            added = before and contribution
-            cotangents[name] = emit.op("Add", before, contribution) if added else contribution
+                contribution = ""
+            before = cotangents.get(name)
+            if contribution:
+                cotangents[name] = emit.op("Add", before, contribution) if before else contribution
+            elif problems:  # the walk goes on, only to find the other problems
+                cotangents.setdefault(name, "")
     if problems:
         raise UnsupportedOpError(problems)
     return cotangents
 
 
-def _rule_for(node: onnx.NodeProto, opsets: dict[str, int], wrt: int, known: list[str]) -> Rule:
+def _rule_for(
+    node: onnx.NodeProto, opsets: dict[str, int], wrt: int, known: tuple[str, ...]
+) -> Rule:
     if wrt >= len(node.input):
         raise NotImplementedError("its body uses values that depend on the input")
-    if known != [node.output[0]]:
-        raise NotImplementedError(f"no rule for the gradient of its outputs {known}")
-    rule = find_rule(node, opsets, wrt)
-    if rule is None:
+    found = find_rule(node, opsets, wrt)
+    if found is None:
         raise NotImplementedError(f"no rule at opset {opset_for(node, opsets)}, input {wrt}")
-    return rule
+    if any(known[1:]) and not found.all_outputs:
+        others = [name for name, g in zip(node.output[1:], known[1:], strict=True) if g]
+        raise NotImplementedError(f"no rule for the gradient of its outputs {others}")
+    return found.rule
 
 
 def _depends_on(graph: onnx.GraphProto, x: str) -> set[str]:

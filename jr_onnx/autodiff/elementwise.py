@@ -94,6 +94,12 @@ def relu(call: Call) -> str:
     return call.emit.masked(call.g, positive, call.element)
 
 
+@vjp("Where", 9, 16)
+def where_condition(call: Call) -> str:
+    """y = a where c else b, for c: piecewise constant."""
+    return ""
+
+
 @vjp("Where", 9, 16, wrt=1)
 def where_true(call: Call) -> str:
     """y = a where c else b, for a; with c = x > jump this is the exact gradient of a jump."""

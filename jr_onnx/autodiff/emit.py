@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from jr_onnx.model import Names, NodeBuilder, Tensor
 
@@ -56,26 +56,42 @@ class Emitter(NodeBuilder):
         none = [] if self.opset >= 11 else [self.scalar(0, element)]
         return self.op("Gemm", a, b, *none, **attributes)
 
-    def unbroadcast(self, g: str, of: Tensor, to: Tensor) -> str:
+    def unbroadcast(self, g: str, of: Tensor, to: Tensor, like: str) -> str:
         """Sums a cotangent over the axes along which a value was broadcast.
 
         Args:
             g: a cotangent.
             of: what is known of g: the output of the operator.
             to: what is known of the value that was broadcast.
+            like: the name of that value, for its shape at run time.
 
         Raises:
-            NotImplementedError: the shapes are not known well enough.
+            NotImplementedError: the shapes are not known, and the opset cannot compute them.
         """
         if of.shape is None or to.shape is None:
-            raise NotImplementedError("a broadcast between values of unknown rank")
+            return self._unbroadcast_at_run_time(g, like)
         extra = len(of.shape) - len(to.shape)
         axes = []
         for axis, (wide, narrow) in enumerate(zip(of.shape[extra:], to.shape, strict=True)):
             if narrow == 1 and wide != 1:
                 axes.append(axis)
             elif narrow != wide or narrow is None:
-                raise NotImplementedError(f"a broadcast of {to.shape} to {of.shape}")
+                return self._unbroadcast_at_run_time(g, like)
         if extra:
             g = self.reduce_sum(g, range(extra), keepdims=False)
         return self.reduce_sum(g, axes, keepdims=True) if axes else g
+
+    def _unbroadcast_at_run_time(self, g: str, like: str) -> str:
+        """Sums over the axes that `like` lacks or has with size 1, found out in the graph."""
+        if self.opset < 13:
+            raise NotImplementedError(
+                "a broadcast between shapes unknown before run time needs ReduceSum of opset 13"
+            )
+        shape, wide = self.op("Shape", like), self.op("Shape", g)
+        lacking = self.op("Sub", self.op("Shape", wide), self.op("Shape", shape))
+        one = numpy_helper.from_array(np.array([1]))
+        aligned = self.op("Concat", self.op("ConstantOfShape", lacking, value=one), shape, axis=0)
+        narrow = self.op("NonZero", self.op("Equal", aligned, self.integers(1)))
+        # Where both have size 1 the sum changes nothing.
+        summed = self.op("ReduceSum", g, self.flat(narrow), keepdims=1, noop_with_empty_axes=1)
+        return self.op("Reshape", summed, shape)

@@ -62,4 +62,4 @@ def _unbroadcast(call: Call, product: str) -> str:
         raise NotImplementedError("MatMul with a vector")
     tensor = call.tensors[call.y]
     batched = type(tensor)(tensor.element, (*result[:-2], *matrix[-2:]))
-    return call.emit.unbroadcast(product, batched, call.tensors[call.x])
+    return call.emit.unbroadcast(product, batched, call.tensors[call.x], call.x)

@@ -12,16 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import helper
 
 from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.model import Tensor
 
+# Returns the cotangent's name; "" says that it is zero by definition.
 Rule = Callable[["Call"], str]
-_rules: dict[tuple[str, str, int, int], Rule] = {}
+
+
+class Registered(NamedTuple):
+    """A rule, and whether it takes cotangents of other outputs than the first."""
+
+    rule: Rule
+    all_outputs: bool
+
+
+_ANY_INPUT = -1
+_rules: dict[tuple[str, str, int, int], Registered] = {}
 
 # Piecewise constant, or about shapes: the gradient is zero by definition, not by omission.
 # fmt: off
@@ -40,16 +52,23 @@ class Call:
     Attributes:
         node: the forward node, in the working copy (a rule may ask it for another output).
         emit: where to append nodes.
-        g: the cotangent of the node's first output.
+        cotangents: of the node's outputs, "" where there is none.
         wrt: the input whose cotangent is asked for.
         tensors: what is known of the node's inputs and outputs, by name.
+        constants: returns the value of an input that the model fixes, None if it may vary.
     """
 
     node: onnx.NodeProto
     emit: Emitter
-    g: str
+    cotangents: tuple[str, ...]
     wrt: int
     tensors: dict[str, Tensor]
+    constants: Callable[[str], np.ndarray[Any, Any] | None]
+
+    @property
+    def g(self) -> str:
+        """The cotangent of the first output, the only one that most rules get."""
+        return self.cotangents[0]
 
     @property
     def x(self) -> str:
@@ -73,6 +92,19 @@ class Call:
                 value = helper.get_attribute_value(attribute)
                 return value.decode() if isinstance(value, bytes) else value
         return default
+
+    def constant(self, index: int, what: str) -> np.ndarray[Any, Any] | None:
+        """Returns the value of an input that must be fixed, None where it is left out.
+
+        Raises:
+            NotImplementedError: it is computed at run time.
+        """
+        if index >= len(self.node.input) or not self.node.input[index]:
+            return None
+        value = self.constants(self.node.input[index])
+        if value is None:
+            raise NotImplementedError(f"its {what} {self.node.input[index]!r} is not constant")
+        return value
 
     def shape(self, name: str) -> tuple[Any, ...]:
         """Returns the shape of an input or output.
@@ -104,37 +136,44 @@ class Call:
 
     def unbroadcast(self, g: str) -> str:
         """Sums a cotangent shaped like the output down to the shape of the input asked for."""
-        return self.emit.unbroadcast(g, self.tensors[self.y], self.tensors[self.x])
+        return self.emit.unbroadcast(g, self.tensors[self.y], self.tensors[self.x], self.x)
 
 
 def vjp(
-    op_type: str, *since: int, wrt: int | Sequence[int] = 0, domain: str = ""
+    op_type: str,
+    *since: int,
+    wrt: int | Sequence[int] | None = 0,
+    all_outputs: bool = False,
+    domain: str = "",
 ) -> Callable[[Rule], Rule]:
     """Registers a rule.
 
     Args:
         op_type: the operator.
         since: the since-versions of the operator that the rule is right for.
-        wrt: the input, or inputs, whose cotangent it gives.
+        wrt: the input, or inputs, whose cotangent it gives; None for any (variadic operators).
+        all_outputs: whether it reads `cotangents` of several outputs; else a model in which
+            another output than the first has a cotangent is refused.
         domain: the operator's domain.
 
     Raises:
         ValueError: there is a rule already.
     """
+    indices = (_ANY_INPUT,) if wrt is None else (wrt,) if isinstance(wrt, int) else tuple(wrt)
 
     def register(rule: Rule) -> Rule:
         for version in since:
-            for index in (wrt,) if isinstance(wrt, int) else wrt:
+            for index in indices:
                 key = (domain, op_type, version, index)
                 if key in _rules:
                     raise ValueError(f"a gradient rule for {key} is registered already")
-                _rules[key] = rule
+                _rules[key] = Registered(rule, all_outputs)
         return rule
 
     return register
 
 
-def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Rule | None:
+def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Registered | None:
     """Returns the rule for a node, None where there is none.
 
     Args:
@@ -147,7 +186,8 @@ def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Rule | 
         since = onnx.defs.get_schema(node.op_type, opset, domain).since_version
     except onnx.defs.SchemaError:
         since = opset  # a domain unknown to onnx: registered by the version it is imported with
-    return _rules.get((domain, node.op_type, since, wrt))
+    exact = _rules.get((domain, node.op_type, since, wrt))
+    return exact or _rules.get((domain, node.op_type, since, _ANY_INPUT))
 
 
 def opset_for(node: onnx.NodeProto, opsets: dict[str, int]) -> int:
