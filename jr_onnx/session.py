@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jr_onnx.errors import DataError, ModelError, ParameterError, SessionError
-from jr_onnx.model import Model
+from jr_onnx.model import Model, Tensor, scopes
 
 Array = np.ndarray[Any, Any]
 DEVICES = ("auto", "cpu", "cuda")
@@ -97,6 +97,8 @@ class Session:
                 "session.model_external_initializers_file_folder_path",
                 os.fspath(model.folder.resolve()),
             )
+        if model.attachments:
+            _attach(options, model)
         try:
             self._session = _onnxruntime().InferenceSession(
                 model.content, options, providers=wanted
@@ -206,6 +208,25 @@ def _providers(device: str) -> list[str]:
     if hasattr(_onnxruntime(), "preload_dlls"):
         _onnxruntime().preload_dlls()
     return [_CUDA, _CPU]
+
+
+def _attach(options: Any, model: Model) -> None:
+    """Gives onnxruntime the external data that is in no file yet."""
+    names, values = [], []
+    # onnxruntime drops an initializer that nobody uses, and then does not know its name.
+    used = {
+        name for scope in scopes(model.proto) for node in scope.graph.node for name in node.input
+    }
+    for tensor in model.proto.graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        data = model.attachments.get(place.get("location", ""))
+        if data is not None and tensor.name in used:
+            begin, length = int(place["offset"]), int(place["length"])
+            dtype = Tensor(tensor.data_type).dtype
+            array = np.frombuffer(data[begin : begin + length], dtype).reshape(tensor.dims)
+            names.append(tensor.name)
+            values.append(_onnxruntime().OrtValue.ortvalue_from_numpy(array))
+    options.add_external_initializers(names, values)
 
 
 def _port(argument: Any) -> Port:

@@ -27,6 +27,7 @@ from jr_onnx.errors import (
 )
 from jr_onnx.model import wire
 from jr_onnx.rewrite import Retrofit
+from jr_onnx.session import Session
 
 Array = np.ndarray[Any, Any]
 X = np.array([-np.inf, -2, -0.0, 0, 0.25, 0.5, 0.75, 3, 7, np.inf], np.float32)
@@ -518,12 +519,50 @@ def test_37_a_failed_write_leaves_the_old_file(
     assert sorted(os.listdir(external.parent)) == ["m.onnx", "w.bin"]
 
 
-def test_38_a_model_that_would_pass_2_gib_is_refused_before_it_is_built(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def near_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A model that fits as it is, and not with a jump; the limit is lowered to make it small."""
+    proto = parse("g (float[4] x) => (float[4] y) { s = ReduceMax(big) z = Sub(s, s) a = Add(x, w) "
+                  "b = Add(a, z) y = Relu(b) }")  # fmt: skip
+    for name, size in (("unused", 30_000), ("w", 4), ("big", 40_000)):
+        array = np.arange(size, dtype=np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    monkeypatch.setattr("jr_onnx.model.model.LARGEST", path.stat().st_size + 100)
+    return path
+
+
+def test_38_near_2_gib_the_largest_weights_go_to_a_file(near_the_limit: Path) -> None:
+    model = jr.load(near_the_limit)
+    hardened = check(model).model
+    assert len(hardened.content) < 130_000
+    assert Session(hardened, device="cpu").run({"x": np.zeros(4, np.float32)})[0].tolist() == [
+        0, 1, 2, 3
+    ]  # fmt: skip
+    out = near_the_limit.with_name("h.onnx")
+    jr.save(hardened, out)
+    (location,) = hardened.attachments
+    loaded = jr.load(out)
+    assert jr.verify(model, loaded).equivalent
+    assert _outputs(out) == [0, 0, 2, 3]
+    data = out.with_name(location)
+    data.write_bytes(data.read_bytes()[:-4] + b"\0\0\0\0")
+    assert [each.what for each in jr.verify(model, loaded).differences] == [
+        f"other weights in {location}"
+    ]
+    data.write_bytes(b"short")
+    with pytest.raises(ExternalDataError, match="are cut off"):
+        jr.restore(loaded)
+    data.unlink()
+    with pytest.raises(ExternalDataError, match="Put the file beside the model"):
+        jr.restore(loaded)
+
+
+def test_38_a_model_too_large_for_any_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = seal(parse(RELU))
     monkeypatch.setattr("jr_onnx.model.model.LARGEST", len(model.content) + 100)
-    with pytest.raises(ModelError, match=r"protobuf holds at most 2 GiB\. Save the weights"):
+    with pytest.raises(ModelError, match=r"its initializers hold only 0\. Save its weights"):
         jr.retrofit(model, jump=0.5)
 
 

@@ -6,9 +6,10 @@ file or bytes --load--> Model (immutable bytes) --parse--> ModelProto --seal--> 
 from jr_onnx.model import wire
 from jr_onnx.model.builder import Names, NodeBuilder
 from jr_onnx.model.constants import Constants, attribute_of
-from jr_onnx.model.file import check, load, require_writable, save, write_atomically
+from jr_onnx.model.file import check, load, save
 from jr_onnx.model.graphs import Address, Scope, scopes
 from jr_onnx.model.model import Model
+from jr_onnx.model.output import require_writable, write_atomically
 from jr_onnx.model.types import Tensor, ValueTypes, dtype_name
 
 __all__ = [

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from jr_onnx.errors import ExternalDataError, OutputError
 from jr_onnx.model.graphs import scopes
 from jr_onnx.model.model import Model
+from jr_onnx.model.output import write_atomically
 
 
 def locations(model: Model) -> tuple[str, ...]:
@@ -43,7 +44,10 @@ def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
         ExternalDataError: a file is missing or outside the model's folder.
         OutputError: a file is there, differs, and `force` is not given; or it cannot be written.
     """
-    names = locations(model)
+    for name, data in model.attachments.items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+            write_atomically(folder / name, data, force=force)
+    names = [name for name in locations(model) if name not in model.attachments]
     if not names:
         return
     if model.folder is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +25,13 @@ class Model:
         content: the serialized `ModelProto`; weights in external files are not part of it.
         path: the file that holds these bytes, None if there is none.
         folder: where external data is looked for, the folder of `path` by default.
+        attachments: external data that is in no file yet, by location; `save` writes it.
     """
 
     content: bytes = field(repr=False)
     path: Path | None = None
     folder: Path | None = field(default=None, repr=False)
+    attachments: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.content) >= LARGEST:
@@ -58,7 +61,7 @@ class Model:
 
     def derived(self, content: bytes) -> Model:
         """Returns another model that shares this one's external data, and is no file yet."""
-        return Model(content, folder=self.folder)
+        return Model(content, folder=self.folder, attachments=self.attachments)
 
     def parse(self) -> onnx.ModelProto:
         """Returns a fresh `ModelProto`, the caller's own to edit.

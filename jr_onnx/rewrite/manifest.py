@@ -19,6 +19,7 @@ from jr_onnx.errors import NotRetrofittedError
 from jr_onnx.model import Address, Model, wire
 from jr_onnx.model.graphs import decode_node
 from jr_onnx.rewrite.forms import FUNCTION_DOMAIN, FUNCTION_NAME, Jump, jump_function
+from jr_onnx.rewrite.spill import Spilled
 
 KEY = "jr_onnx/v1/manifest"
 NAME_PREFIX = "jr_onnx/v1"
@@ -57,11 +58,13 @@ class Manifest:
         original_sha256: of the original file, in hex.
         hardened_sha256: of the hardened file without the manifest, in hex.
         entries: the sites, in the order of the model.
+        spilled: initializers that were moved to a file beside the model.
     """
 
     original_sha256: str
     hardened_sha256: str
     entries: tuple[Entry, ...]
+    spilled: tuple[Spilled, ...] = ()
 
 
 def read(model: Model) -> Manifest | None:
@@ -78,7 +81,9 @@ def read(model: Model) -> Manifest | None:
     return None
 
 
-def add(content: bytes, original: Model, entries: Sequence[Entry]) -> bytes:
+def add(
+    content: bytes, original: Model, entries: Sequence[Entry], spilled: Sequence[Spilled] = ()
+) -> bytes:
     """Returns the hardened model with its manifest, and the local function if a site calls it."""
     if any(entry.form == "function" for entry in entries):
         imported = onnx.OperatorSetIdProto(domain=FUNCTION_DOMAIN, version=1)
@@ -96,7 +101,7 @@ def add(content: bytes, original: Model, entries: Sequence[Entry]) -> bytes:
                 (wire.MODEL_FUNCTIONS, function.SerializeToString()),
             ],
         )
-    record = {
+    record: dict[str, Any] = {
         "format": "jr-onnx/manifest/1",
         "original_sha256": original.sha256,
         "hardened_sha256": hashlib.sha256(content).hexdigest(),
@@ -104,6 +109,8 @@ def add(content: bytes, original: Model, entries: Sequence[Entry]) -> bytes:
             {**vars(entry), "field": base64.b64encode(entry.field).decode()} for entry in entries
         ],
     }
+    if spilled:
+        record["spilled"] = [each.to_json() for each in spilled]
     text = json.dumps(record, separators=(",", ":"))
     entry = onnx.StringStringEntryProto(key=KEY, value=text)
     return wire.insert(content, [(wire.MODEL_METADATA, entry.SerializeToString())])
@@ -138,7 +145,8 @@ def _decode(text: str) -> Manifest:
     try:
         record = json.loads(text)
         entries = tuple(map(_entry, record["sites"]))
-        return Manifest(record["original_sha256"], record["hardened_sha256"], entries)
+        spilled = tuple(map(Spilled.of_json, record.get("spilled", ())))
+        return Manifest(record["original_sha256"], record["hardened_sha256"], entries, spilled)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise NotRetrofittedError(
             f"the manifest in metadata_props[{KEY!r}] is damaged ({error!r}). "

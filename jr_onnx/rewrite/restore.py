@@ -12,6 +12,7 @@ from jr_onnx.model.graphs import field_path, node_field
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import Jump
 from jr_onnx.rewrite.manifest import Entry, Manifest
+from jr_onnx.rewrite.spill import bring_back
 
 
 def restore(model: Model, *, force: bool = False) -> Model:
@@ -42,7 +43,8 @@ def restore(model: Model, *, force: bool = False) -> Model:
             "`jr-onnx verify ORIGINAL HARDENED` lists what differs"
         )
     try:
-        original = model.derived(_undone(content, manifest))
+        inside = bring_back(_undone(content, manifest), manifest.spilled, model)
+        original = Model(inside, folder=model.folder)
     except (KeyError, ValueError) as error:
         raise NotRetrofittedError(
             f"{model.name}: its sites are no longer where the manifest says ({error}). "

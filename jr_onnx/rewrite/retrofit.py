@@ -20,6 +20,7 @@ from jr_onnx.errors import (
     PostconditionError,
 )
 from jr_onnx.model import Model, Names, NodeBuilder, wire
+from jr_onnx.model import model as limits
 from jr_onnx.model.graphs import decode_node, field_path, node_field
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import (
@@ -36,6 +37,7 @@ from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
 from jr_onnx.rewrite.restore import edit_at, restore
 from jr_onnx.rewrite.select import Selection
 from jr_onnx.rewrite.sites import Site, Skipped, find_sites
+from jr_onnx.rewrite.spill import spill
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,15 @@ def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
     content = wire.splice(original.content, edits)
     order = {plan.site.path: position for position, plan in enumerate(plans)}
     entries.sort(key=lambda entry: order[entry.path])
-    return original.derived(manifests.add(content, original, entries))
+    # base64 makes 4 bytes of 3; the rest of an entry is a path, numbers and names.
+    manifest = sum(2 * len(entry.field) + 4 * len(entry.path) + 400 for entry in entries)
+    excess = len(content) + manifest - limits.LARGEST
+    if excess <= 0:
+        return original.derived(manifests.add(content, original, entries))
+    location = f"jr_onnx_{original.sha256[:12]}.weights"
+    content, data, spilled = spill(content, excess + 4096, location)
+    content = manifests.add(content, original, entries, spilled)
+    return Model(content, folder=original.folder, attachments={location: data})
 
 
 def _nodes(old: bytes, plan: JumpSite, names: Names) -> list[onnx.NodeProto]:

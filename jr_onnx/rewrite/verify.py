@@ -10,7 +10,7 @@ neighbours of the jump and on random bit patterns, and compared bitwise with num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import FORMS, FUNCTION_DOMAIN, Jump, Spot, jump_relu
 from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
 from jr_onnx.rewrite.sites import Site, find_sites
+from jr_onnx.rewrite.spill import Spilled, data_of, data_spans, spill_again
 from jr_onnx.session import Session, installed
 
 Array = np.ndarray[Any, Any]
@@ -100,8 +101,11 @@ def verify(original: Model, hardened: Model) -> Verification:
         )
     manifest = manifests.read(hardened)
     entries = {entry.path: entry for entry in manifest.entries} if manifest else {}
-    walk = _Walk(original, hardened.derived(_bare(original, hardened)))
+    spilled = manifest.spilled if manifest else ()
+    same_place = original.derived(spill_again(original.content, spilled))
+    walk = _Walk(same_place, hardened.derived(_bare(original, hardened)))
     walk.compare()
+    walk.differences += _compare_spilled(original, hardened, spilled)
     skipped = _left_alone(original, entries)
     differences = [entry for entry in walk.differences if entry.where not in skipped]
     jumps: dict[str, Jump] = {}
@@ -130,6 +134,22 @@ def _bare(original: Model, hardened: Model) -> bytes:
     content = manifests.without(hardened.content)
     imports = {entry.domain for entry in original.proto.opset_import}
     return content if FUNCTION_DOMAIN in imports else manifests.without_function(content)
+
+
+def _compare_spilled(
+    original: Model, hardened: Model, spilled: Sequence[Spilled]
+) -> Iterator[Difference]:
+    inside = (
+        {
+            span.index: original.content[span.raw.value : span.raw.end]
+            for span in data_spans(original.content)
+        }
+        if spilled
+        else {}
+    )
+    for record in spilled:
+        if data_of(record, hardened) != inside.get(record.index):
+            yield Difference(f"initializer {record.index}", f"other weights in {record.location}")
 
 
 def _left_alone(original: Model, entries: dict[str, Entry]) -> set[str]:
