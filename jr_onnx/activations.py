@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jr_onnx.errors import DataError, ModelError
-from jr_onnx.model import Model
+from jr_onnx.model import Model, with_outputs
 from jr_onnx.rewrite import Site
 from jr_onnx.session import Session, batches
 
@@ -93,7 +93,7 @@ def observe(
         SessionError: onnxruntime is not there or refuses the model or the data.
     """
     seen = [site for site in sites if len(site.scope) == 1]
-    session = Session(_with_outputs(model, seen), device=device)
+    session = Session(with_outputs(model, [site.x for site in seen]), device=device)
     if len(session.inputs) != 1:
         names = [port.name for port in session.inputs]
         raise ModelError(f"{model.name}: one input is needed to observe activations, got {names}")
@@ -108,15 +108,6 @@ def observe(
             counts[site.path] += _histogram(kept)
         progress(size)
     return {path: Activations(totals[path], int(each.sum()), each) for path, each in counts.items()}
-
-
-def _with_outputs(model: Model, sites: Sequence[Site]) -> Model:
-    proto = model.parse()
-    present = {value.name for value in proto.graph.output}
-    for name in dict.fromkeys(site.x for site in sites):
-        if name not in present:
-            proto.graph.output.add(name=name)
-    return Model.of(proto, model.folder)
 
 
 def _histogram(values: Array) -> Array:

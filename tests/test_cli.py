@@ -74,6 +74,18 @@ def test_restore_inspect_verify(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert (here / "back.onnx").read_bytes() == (here / "net.onnx").read_bytes()
 
 
+def test_verify_on_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(RETROFIT) == Exit.OK
+    arguments = ["--data", "test.npz", "--device", "cpu", "--json", "v.json"]
+    assert run(["verify", "net.onnx", "net.jr.onnx", *arguments]) == Exit.OK
+    assert "against the form greater-where: " in capsys.readouterr().out
+    found = json.loads((here / "v.json").read_text())["end_to_end"]
+    assert found["samples"] == 50
+    assert found["units"] == 50 * (10 * 12 * 12 + 20 * 4 * 4 + 120 + 90)
+    assert found["flips"] <= 1e-4 * found["units"]
+    assert found["agreement"] == 1.0
+
+
 def test_verify_says_no_with_1(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", "net.onnx", "net.onnx"]) == Exit.REFUSED
     out = capsys.readouterr().out

@@ -146,7 +146,9 @@ def test_restore_needs_a_manifest(lenet: jr.Model) -> None:
 def test_restore_refuses_a_model_changed_since(lenet: jr.Model) -> None:
     proto = jr.retrofit(lenet, jump=1).model.parse()
     proto.graph.node[0].name = "renamed"
-    with pytest.raises(NotRetrofittedError, match="was changed after it was retrofitted"):
+    proto.producer_name = "somebody"
+    changed = "was changed after it was retrofitted, in graph.node, model.producer_name"
+    with pytest.raises(NotRetrofittedError, match=changed):
         jr.restore(jr.Model(proto.SerializeToString()))
 
 

@@ -189,25 +189,39 @@ def restore(model: ModelPath, output: Output = None, force: Force = False) -> No
 def verify(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model before.")],
     hardened: Annotated[Path, typer.Argument(metavar="HARDENED", help="The model after.")],
+    data: Data = None,
+    device: Device = "auto",
     json: Json = None,
     force: Force = False,
 ) -> None:
     """Prove that HARDENED is ORIGINAL with the jump, and nothing else changed.
 
-    Exits with 1 and lists the differences if it is not.
+    Exits with 1 and lists the differences if it is not. With --data, the model as a whole is also
+    compared with the same jumps in another form: units that flipped, and predictions that agree.
 
     Example: jr-onnx verify model.onnx model.jr.onnx
     """
-    require_distinct(inputs=(original, hardened), outputs=(json,))
+    require_distinct(inputs=(original, hardened, data), outputs=(json,))
     require_writable(json, force=force)
-    found = rewrite.verify(load(original), load(hardened))
+    samples = load_npz(data) if data else None
+    before, after = load(original), load(hardened)
+    found = rewrite.verify(before, after)
+    whole = None
+    if samples and found.equivalent:
+        whole = rewrite.compare_on_data(before, after, samples.x, device=device)
+        say(report.end_to_end(whole))
     for path, jump in found.jumps.items():
         say(f"{path}: jump {jump!r}")
     for difference in found.differences:
         say(f"DIFFERENT {difference.where}: {difference.what}")
     outcome = "equivalent" if found.equivalent else "NOT equivalent"
     say(f"{hardened}: {outcome} to {original} with the jump ({found.values_compared:,} values)")
-    write_json(json, report.to_json("jr-onnx/verification/1", **found.to_json()), force=force)
+    content = report.to_json(
+        "jr-onnx/verification/1",
+        **found.to_json(),
+        end_to_end=whole.to_json() if whole else None,
+    )
+    write_json(json, content, force=force)
     raise typer.Exit(int(not found.equivalent))
 
 

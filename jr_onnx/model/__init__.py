@@ -8,7 +8,7 @@ from jr_onnx.model.builder import Names, NodeBuilder
 from jr_onnx.model.constants import Constants, attribute_of
 from jr_onnx.model.file import check, load, save
 from jr_onnx.model.graphs import Address, Scope, scopes
-from jr_onnx.model.model import Model
+from jr_onnx.model.model import Model, with_outputs
 from jr_onnx.model.output import require_writable, write_atomically
 from jr_onnx.model.types import Tensor, ValueTypes, dtype_name
 
@@ -29,5 +29,6 @@ __all__ = [
     "save",
     "scopes",
     "wire",
+    "with_outputs",
     "write_atomically",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,16 @@ class Model:
     def name(self) -> str:
         """How messages call the model."""
         return str(self.path) if self.path else self.proto.graph.name or "model"
+
+
+def with_outputs(model: Model, names: Iterable[str]) -> Model:
+    """Returns a model that also gives the named values of its main graph as outputs."""
+    proto = model.parse()
+    present = {value.name for value in proto.graph.output}
+    for name in dict.fromkeys(names):
+        if name not in present:
+            proto.graph.output.add(name=name)
+    return model.derived(proto.SerializeToString())
 
 
 def opset_of(imports: object) -> int:

@@ -13,7 +13,7 @@ from rich.text import Text
 from jr_onnx.activations import Activations
 from jr_onnx.evaluate import Evaluation, wilson
 from jr_onnx.model import dtype_name
-from jr_onnx.rewrite import Jump, Retrofit, Site, Skipped, choose
+from jr_onnx.rewrite import EndToEnd, Jump, Retrofit, Site, Skipped, choose
 
 
 def sites_table(
@@ -77,6 +77,14 @@ def retrofit_summary(result: Retrofit) -> str:
     }
     notes = "".join(f"; {note}" for note in sorted(rounded)[:3])
     return f"{len(result.sites)} of {total} activations replaced, {jumps} ({forms}){notes}"
+
+
+def end_to_end(found: EndToEnd) -> str:
+    """Returns one line: flips and agreement on data."""
+    return (
+        f"on {found.samples:,} examples, against the form {found.other_form}: {found.flips:,} of "
+        f"{found.units:,} units flipped, {found.agreement:.2%} of the predictions agree"
+    )
 
 
 def faster_form(result: Retrofit) -> str | None:

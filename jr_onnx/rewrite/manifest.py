@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
@@ -59,12 +59,14 @@ class Manifest:
         hardened_sha256: of the hardened file without the manifest, in hex.
         entries: the sites, in the order of the model.
         spilled: initializers that were moved to a file beside the model.
+        parts: a hash of each part of the hardened model, to tell later what was changed.
     """
 
     original_sha256: str
     hardened_sha256: str
     entries: tuple[Entry, ...]
     spilled: tuple[Spilled, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def read(model: Model) -> Manifest | None:
@@ -73,10 +75,10 @@ def read(model: Model) -> Manifest | None:
     Raises:
         NotRetrofittedError: there is one, but it cannot be read.
     """
-    for field in wire.fields(model.content):
-        if field.number == wire.MODEL_METADATA:
-            payload = model.content[field.value : field.end]
-            if _is_manifest(field.number, payload):
+    for part in wire.fields(model.content):
+        if part.number == wire.MODEL_METADATA:
+            payload = model.content[part.value : part.end]
+            if _is_manifest(part.number, payload):
                 return _decode(onnx.StringStringEntryProto.FromString(payload).value)
     return None
 
@@ -105,6 +107,7 @@ def add(
         "format": "jr-onnx/manifest/1",
         "original_sha256": original.sha256,
         "hardened_sha256": hashlib.sha256(content).hexdigest(),
+        "parts": _parts(content),
         "sites": [
             {**vars(entry), "field": base64.b64encode(entry.field).decode()} for entry in entries
         ],
@@ -116,6 +119,13 @@ def add(
     return wire.insert(content, [(wire.MODEL_METADATA, entry.SerializeToString())])
 
 
+def changed_parts(manifest: Manifest, content: bytes) -> list[str]:
+    """Returns which parts of a model, its manifest taken out, are not as they were written."""
+    found = _parts(content)
+    names = sorted(manifest.parts.keys() | found.keys())
+    return [name for name in names if manifest.parts.get(name) != found.get(name)]
+
+
 def without(content: bytes) -> bytes:
     """Returns a model without its manifest."""
     return wire.remove(content, _is_manifest)
@@ -124,6 +134,28 @@ def without(content: bytes) -> bytes:
 def without_function(content: bytes) -> bytes:
     """Returns a model without the local function of the form `function`, and its import."""
     return wire.remove(content, _is_function)
+
+
+def _parts(content: bytes) -> dict[str, str]:
+    """Returns a hash of each field of the model and of its graph, by name."""
+    hashes: dict[str, Any] = {}
+    for prefix, message, top in _messages(content):
+        names = {each.number: each.name for each in message.DESCRIPTOR.fields}
+        for part in wire.fields(content, top.value, top.end):
+            if message is onnx.ModelProto and part.number == wire.MODEL_GRAPH:
+                continue
+            name = f"{prefix}.{names.get(part.number, part.number)}"
+            hashes.setdefault(name, hashlib.sha256()).update(
+                memoryview(content)[part.start : part.end]
+            )
+    return {name: hashed.hexdigest()[:16] for name, hashed in hashes.items()}
+
+
+def _messages(content: bytes) -> Iterator[tuple[str, Any, wire.Field]]:
+    yield "model", onnx.ModelProto, wire.Field(0, 0, 0, len(content))
+    for part in wire.fields(content):
+        if part.number == wire.MODEL_GRAPH:
+            yield "graph", onnx.GraphProto, part
 
 
 def _is_manifest(number: int, payload: bytes) -> bool:
@@ -146,8 +178,14 @@ def _decode(text: str) -> Manifest:
         record = json.loads(text)
         entries = tuple(map(_entry, record["sites"]))
         spilled = tuple(map(Spilled.of_json, record.get("spilled", ())))
-        return Manifest(record["original_sha256"], record["hardened_sha256"], entries, spilled)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return Manifest(
+            original_sha256=str(record["original_sha256"]),
+            hardened_sha256=str(record["hardened_sha256"]),
+            entries=entries,
+            spilled=spilled,
+            parts={str(name): str(hashed) for name, hashed in record["parts"].items()},
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise NotRetrofittedError(
             f"the manifest in metadata_props[{KEY!r}] is damaged ({error!r}). "
             "Go back to the original model and retrofit it again"

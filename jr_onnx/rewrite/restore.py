@@ -37,10 +37,11 @@ def restore(model: Model, *, force: bool = False) -> Model:
     content = manifests.without(model.content)
     changed = hashlib.sha256(content).hexdigest() != manifest.hardened_sha256
     if changed and not force:
+        parts = ", ".join(manifests.changed_parts(manifest, content)) or "the order of its fields"
         raise NotRetrofittedError(
-            f"{model.name}: was changed after it was retrofitted (its hash is not the manifest's). "
-            "Go back to the file as jr-onnx wrote it or to the original model; "
-            "`jr-onnx verify ORIGINAL HARDENED` lists what differs"
+            f"{model.name}: was changed after it was retrofitted, in {parts}. Go back to the file "
+            "as jr-onnx wrote it or to the original model, or pass --force to put the sites back "
+            "and keep the other changes (`jr-onnx verify ORIGINAL HARDENED` lists them)"
         )
     try:
         inside = bring_back(_undone(content, manifest), manifest.spilled, model)
