@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from jr_onnx.model.graphs import scopes
 
@@ -94,4 +95,11 @@ class NodeBuilder:
 
     def constant(self, array: np.ndarray[Any, Any] | np.generic) -> str:
         """Appends a Constant: unlike an initializer it is allowed in functions and at IR 3."""
-        return self.op("Constant", value=numpy_helper.from_array(np.asarray(array)))
+        array = np.asarray(array)
+        value = _small_tensor(array.tobytes(), array.dtype, array.shape)
+        return self.op("Constant", value=value)
+
+
+@lru_cache(maxsize=256)
+def _small_tensor(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> TensorProto:
+    return numpy_helper.from_array(np.frombuffer(content, dtype).reshape(shape))

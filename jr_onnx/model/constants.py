@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from jr_onnx.model.graphs import Address, Scope, scopes
-from jr_onnx.model.model import ONNX_DOMAINS, Model
+from jr_onnx.model.graphs import ONNX_DOMAINS, Address, Scope
+from jr_onnx.model.model import Model
 
 Array = np.ndarray[Any, Any]
 # Bounds, slopes and shapes are small; weights are never decoded.
@@ -21,23 +22,13 @@ class Constants:
     """Looks up a constant by scope and name, through the enclosing scopes."""
 
     def __init__(self, model: Model) -> None:
-        proto = model.proto
-        self._known: dict[Address, dict[str, TensorProto | onnx.NodeProto]] = {}
-        for scope in scopes(proto):
-            known: dict[str, TensorProto | onnx.NodeProto] = {}
-            graph = scope.graph
-            if isinstance(graph, onnx.GraphProto):
-                # Before IR 4 every weight had to be listed as an input, and none was overridable.
-                open_inputs = (
-                    {value.name for value in graph.input} if proto.ir_version >= 4 else set()
-                )
-                for tensor in graph.initializer:
-                    if tensor.name not in open_inputs:
-                        known[tensor.name] = tensor
-            for node in graph.node:
-                if node.op_type in _FIXED and node.output:
-                    known[node.output[0]] = node
-            self._known[scope.address] = known
+        self._model = model
+
+    @cached_property
+    def _known(self) -> dict[Address, dict[str, TensorProto | onnx.NodeProto]]:
+        # Before IR 4 every weight had to be listed as an input, and none was overridable.
+        overridable = self._model.proto.ir_version >= 4
+        return {scope.address: _fixed(scope, overridable) for scope in self._model.scopes}
 
     def value(self, scope: Scope, name: str) -> Array | None:
         """Returns the value of `name` as seen from `scope`; None if it may vary or is large."""
@@ -61,6 +52,20 @@ class Constants:
             return inner  # of CastLike the type is unknown, the number is not
         to = next((entry.i for entry in node.attribute if entry.name == "to"), 0)
         return inner.astype(helper.tensor_dtype_to_np_dtype(to)) if to else None
+
+
+def _fixed(scope: Scope, overridable: bool) -> dict[str, TensorProto | onnx.NodeProto]:
+    known: dict[str, TensorProto | onnx.NodeProto] = {}
+    graph = scope.graph
+    if isinstance(graph, onnx.GraphProto):
+        open_inputs = {value.name for value in graph.input} if overridable else set()
+        known.update((each.name, each) for each in graph.initializer)
+        for name in open_inputs & known.keys():
+            del known[name]
+    for node in graph.node:
+        if node.op_type in _FIXED and node.output:
+            known[node.output[0]] = node
+    return known
 
 
 def attribute_of(node: onnx.NodeProto, name: str) -> onnx.AttributeProto | None:

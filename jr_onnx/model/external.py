@@ -27,6 +27,8 @@ def locations(model: Model) -> tuple[str, ...]:
     Raises:
         ExternalDataError: a tensor names no file, or one outside the folder.
     """
+    if not may_have(model):
+        return ()
     found = dict.fromkeys(
         _location(tensor, model)
         for tensor in _tensors(model.proto)
@@ -73,6 +75,8 @@ def without_data(model: Model) -> onnx.ModelProto | None:
     onnx.checker looks for the files of external tensors in the working directory, or in the folder
     of a file that is not written yet; all else about the model it can judge without them.
     """
+    if not may_have(model):
+        return None
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.proto)):
         return None
     proto = model.parse()
@@ -94,6 +98,11 @@ def without_data(model: Model) -> onnx.ModelProto | None:
                 value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 proto.graph.input.append(value)
     return proto
+
+
+def may_have(model: Model) -> bool:
+    """Whether a tensor may have external data: the name of the file has the key `location`."""
+    return b"location" in model.content
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

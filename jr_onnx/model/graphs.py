@@ -17,9 +17,10 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from jr_onnx.model import wire
-from jr_onnx.model.model import opset_of
 
+ONNX_DOMAINS = ("", "ai.onnx")
 Address = tuple[str | int, ...]
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,10 @@ def decode_node(field: bytes) -> onnx.NodeProto:
     Raises:
         ValueError: it is none.
     """
-    payload = next(wire.fields(field), None)
-    if payload is None:
-        raise ValueError("an empty field")
     try:
-        node: onnx.NodeProto = onnx.NodeProto.FromString(field[payload.value : payload.end])
+        node: onnx.NodeProto = onnx.NodeProto.FromString(wire.payload(field))
         return node
-    except DecodeError as error:
+    except (DecodeError, IndexError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -97,12 +95,21 @@ def _nested(scope: Scope) -> Iterator[Scope]:
     yield scope
     for at, node in enumerate(scope.graph.node):
         for which, attribute in enumerate(node.attribute):
-            several = attribute.type == onnx.AttributeProto.GRAPHS
+            kind = attribute.type
+            if kind != _GRAPH and kind != _GRAPHS:
+                continue
+            several = kind == _GRAPHS
             for number, graph in enumerate(attribute.graphs if several else [attribute.g]):
-                if attribute.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                    continue
                 step = f"{node.output[0] if node.output else at}.{attribute.name}"
                 step += f"[{number}]" if several else ""
                 label = f"{scope.label}>{step}" if scope.label else step
                 address = (*scope.address, at, which, number if several else -1)
                 yield from _nested(Scope(address, label, graph, scope.opset))
+
+
+def opset_of(imports: object) -> int:
+    """Returns the version of the standard domain among `opset_import` entries, 0 if absent."""
+    return max(
+        (entry.version for entry in imports if entry.domain in ONNX_DOMAINS),  # type: ignore[attr-defined]
+        default=0,
+    )

@@ -12,8 +12,8 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from jr_onnx.errors import InvalidModelError, ModelError
+from jr_onnx.model.graphs import Scope, scopes
 
-ONNX_DOMAINS = ("", "ai.onnx")
 LARGEST = 2**31  # bytes of a serialized protobuf message
 
 
@@ -92,6 +92,11 @@ class Model:
         return self.parse()
 
     @cached_property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Every list of nodes of `proto`, found once: the search looks at every attribute."""
+        return tuple(scopes(self.proto))
+
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 of `content`, in hex."""
         return hashlib.sha256(self.content).hexdigest()
@@ -110,11 +115,3 @@ def with_outputs(model: Model, names: Iterable[str]) -> Model:
         if name not in present:
             proto.graph.output.add(name=name)
     return model.derived(proto.SerializeToString())
-
-
-def opset_of(imports: object) -> int:
-    """Returns the version of the standard domain among `opset_import` entries, 0 if absent."""
-    return max(
-        (entry.version for entry in imports if entry.domain in ONNX_DOMAINS),  # type: ignore[attr-defined]
-        default=0,
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from jr_onnx.model.model import Model
 _LARGEST_SHAPE_TENSOR = 1024
 
 Dimension = int | str | None
+_Declaration = onnx.ValueInfoProto | onnx.TensorProto
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,45 @@ class Tensor:
 
 
 class ValueTypes:
-    """Looks up a value's type by scope and name, through the enclosing scopes."""
+    """Looks up a value's type by scope and name, through the enclosing scopes.
+
+    What the model declares is enough for most; only the first value of unknown type or rank makes
+    onnx infer the others.
+    """
 
     def __init__(self, model: Model) -> None:
-        self._known: dict[Address, dict[str, Tensor]] = {}
-        for scope in scopes(_inferred(model.proto)):
-            self._known[scope.address] = _declared(scope)
+        self._model = model
+        self._known = _declared(model.scopes)
+        self._read: dict[bytes, Tensor] = {}
+        self._inferred = False
 
     def of(self, scope: Scope, name: str) -> Tensor:
         """Returns what is known of the value `name` as seen from `scope`."""
+        tensor = self._lookup(scope, name)
+        if (not tensor.element or tensor.shape is None) and not self._inferred:
+            self._inferred = True
+            self._known = _declared(scopes(_inferred(self._model.proto)))
+            tensor = self._lookup(scope, name)
+        return tensor
+
+    def _lookup(self, scope: Scope, name: str) -> Tensor:
         address = scope.address
         while address in self._known:
-            if name in self._known[address]:
-                return self._known[address][name]
+            found = self._known[address].get(name)
+            if found is not None:
+                return self._tensor(found)
             address = address[:-3]
         return Tensor()
+
+    def _tensor(self, declared: _Declaration) -> Tensor:
+        if isinstance(declared, onnx.TensorProto):
+            return Tensor(declared.data_type, tuple(declared.dims))
+        # Models repeat few types many times.
+        key = declared.type.SerializeToString()
+        tensor = self._read.get(key)
+        if tensor is None:
+            tensor = self._read[key] = _tensor(declared)
+        return tensor
 
 
 def dtype_name(element: int) -> str:
@@ -59,20 +86,23 @@ def dtype_name(element: int) -> str:
     return str(helper.tensor_dtype_to_np_dtype(element)) if element else "unknown"
 
 
-def _declared(scope: Scope) -> dict[str, Tensor]:
+def _declared(found: Iterable[Scope]) -> dict[Address, dict[str, _Declaration]]:
+    """Returns the declarations by scope and name, to be read when they are asked for."""
+    return {scope.address: _declarations(scope) for scope in found}
+
+
+def _declarations(scope: Scope) -> dict[str, _Declaration]:
     graph = scope.graph
     if isinstance(graph, onnx.FunctionProto):
-        return {info.name: _tensor(info) for info in graph.value_info}
-    known = {
-        tensor.name: Tensor(tensor.data_type, tuple(tensor.dims)) for tensor in graph.initializer
-    }
-    for info in (*graph.value_info, *graph.output, *graph.input):
-        known[info.name] = _tensor(info)
+        return {info.name: info for info in graph.value_info}
+    known: dict[str, _Declaration] = {tensor.name: tensor for tensor in graph.initializer}
+    for infos in (graph.value_info, graph.output, graph.input):
+        known.update((info.name, info) for info in infos)
     return known
 
 
-def _tensor(info: onnx.ValueInfoProto) -> Tensor:
-    tensor_type = info.type.tensor_type
+def _tensor(declared: onnx.ValueInfoProto) -> Tensor:
+    tensor_type = declared.type.tensor_type
     if not tensor_type.HasField("shape"):
         return Tensor(tensor_type.elem_type)
     dims: list[Dimension] = [
@@ -107,7 +137,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     for name in ("node", "input", "output", "value_info", "sparse_initializer"):
         getattr(light.graph, name).extend(getattr(graph, name))
     for tensor in graph.initializer:
-        if np.prod(tensor.dims) <= _LARGEST_SHAPE_TENSOR:
+        if math.prod(tensor.dims) <= _LARGEST_SHAPE_TENSOR:
             light.graph.initializer.append(tensor)
         else:
             light.graph.initializer.add(

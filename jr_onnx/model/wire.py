@@ -17,13 +17,13 @@ from typing import NamedTuple, TypeAlias
 # The numbers of onnx.proto, by message.
 MODEL_GRAPH, MODEL_OPSET_IMPORT, MODEL_METADATA, MODEL_FUNCTIONS = 7, 8, 14, 25
 GRAPH_NODE, FUNCTION_NODE = 1, 7
-NODE_ATTRIBUTE = 5
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_ATTRIBUTE = 1, 2, 3, 5
 ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
 
 Key = tuple[int, int]
 # From a field's bytes, tag included, to those of the fields that take its place.
 Edit = Callable[[bytes], bytes]
-Edits: TypeAlias = "dict[Key, Edit | Edits]"
+Edits: TypeAlias = "dict[Key, Edit | bytes | Edits]"
 
 _LENGTH_DELIMITED = 2
 _FIXED = {1: 8, 5: 4}
@@ -52,14 +52,25 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[F
     Raises:
         ValueError: it is no message.
     """
-    at, end = start, len(content) if end is None else end
+    return map(Field._make, _scan(content, start, len(content) if end is None else end))
+
+
+def _scan(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields the fields as plain tuples: half the time of named ones, and models have millions."""
+    at = start
     while at < end:
         begin = at
-        tag, at = _varint(content, at)
+        tag = content[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(content, begin)
         number, kind = tag >> 3, tag & 7
         if kind == _LENGTH_DELIMITED:
-            length, at = _varint(content, at)
-            value, at = at, at + length
+            length = content[at]
+            value = at + 1
+            if length > 0x7F:
+                length, value = _varint(content, at)
+            at = value + length
         elif kind in _FIXED:
             value, at = at, at + _FIXED[kind]
         elif kind == _VARINT:
@@ -70,7 +81,7 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[F
             raise ValueError(f"wire type {kind} at byte {begin}")
         if at > end:
             raise ValueError(f"field {number} at byte {begin} is cut off")
-        yield Field(number, begin, value, at)
+        yield number, begin, value, at
 
 
 def splice(content: bytes, edits: Edits) -> bytes:
@@ -79,19 +90,29 @@ def splice(content: bytes, edits: Edits) -> bytes:
     Args:
         content: a serialized message.
         edits: by (field number, how many of that number come before): the edit of that field, or
-            the edits inside that message.
+            the edits inside that message, or the bytes that take its place.
 
     Raises:
         KeyError: there is no such field.
     """
-    chunks: list[memoryview] = []
+    chunks: list[bytes | memoryview] = []
     _splice(memoryview(content), content, 0, len(content), edits, chunks)
     return b"".join(chunks)
 
 
+def payload(field: bytes) -> bytes:
+    """Returns what a length-delimited field holds: the inverse of `encode`."""
+    _, at = _varint(field, 0)
+    length, at = _varint(field, at)
+    return field[at : at + length]
+
+
 def encode(number: int, payload: bytes) -> bytes:
     """Returns a length-delimited field."""
-    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(payload)) + payload
+    length = len(payload)
+    if number < 16 and length < 0x80:
+        return bytes((number << 3 | _LENGTH_DELIMITED, length)) + payload
+    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(length) + payload
 
 
 def insert(content: bytes, additions: Sequence[tuple[int, bytes]]) -> bytes:
@@ -133,34 +154,37 @@ def _splice(
     start: int,
     end: int,
     edits: Edits,
-    chunks: list[memoryview],
+    chunks: list[bytes | memoryview],
 ) -> None:
-    numbers = {number for number, _ in edits}
-    seen = dict.fromkeys(numbers, 0)
-    missing = set(edits)
-    copied = start
-    for field in fields(content, start, end):
-        number = field.number
-        if number not in numbers:
+    wanted: dict[int, dict[int, Edit | bytes | Edits]] = {}
+    for (number, index), edit in edits.items():
+        wanted.setdefault(number, {})[index] = edit
+    seen = dict.fromkeys(wanted, 0)
+    left, copied = len(edits), start
+    for number, begin, value, behind in _scan(content, start, end):
+        if number not in wanted:
             continue
-        key = (number, seen[number])
+        here = wanted[number].get(seen[number])
         seen[number] += 1
-        edit = edits.get(key)
-        if edit is None:
+        if here is None:
             continue
-        missing.discard(key)
-        chunks.append(view[copied : field.start])
-        copied = field.end
-        if callable(edit):
-            chunks.append(memoryview(edit(content[field.start : field.end])))
-            continue
-        inner: list[memoryview] = []
-        _splice(view, content, field.value, field.end, edit, inner)
-        _, tag_end = _varint(content, field.start)
-        chunks.append(view[field.start : tag_end])
-        chunks.append(memoryview(_encode_varint(sum(map(len, inner)))))
-        chunks.extend(inner)
-    if missing:
+        left -= 1
+        if begin > copied:
+            chunks.append(view[copied:begin])
+        copied = behind
+        if isinstance(here, bytes):
+            chunks.append(here)
+        elif isinstance(here, dict):
+            inner: list[bytes | memoryview] = []
+            _splice(view, content, value, behind, here, inner)
+            _, tag_end = _varint(content, begin)
+            chunks += [view[begin:tag_end], _encode_varint(sum(map(len, inner))), *inner]
+        else:
+            chunks.append(here(content[begin:behind]))
+        if not left:
+            break  # most of a file comes behind its nodes
+    if left:
+        missing = [key for key in edits if key[1] >= seen[key[0]]]
         raise KeyError(f"no field {min(missing)} in the message")
     chunks.append(view[copied:end])
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def jump_relu(x: Array, jump: Jump, cap: float | None = None) -> Array:
         return np.where(x > threshold, passed, np.zeros((), x.dtype))
 
 
+@lru_cache(maxsize=1024)
 def effective_jump(jump: Jump, dtype: np.dtype[Any]) -> Array:
     """Returns the jump that a tensor of this dtype can hold: 0-d, or `(channels,)`.
 
@@ -63,7 +65,7 @@ def effective_jump(jump: Jump, dtype: np.dtype[Any]) -> Array:
     Raises:
         ParameterError: the jump is NaN, infinite, negative, or too large for the dtype.
     """
-    exact = np.asarray(jump, np.float64)
+    exact = np.asarray(np.asarray(jump, np.float64) + 0.0)  # -0.0 is 0.0 to the cache, so to us too
     if not (np.isfinite(exact) & (exact >= 0)).all():
         raise ParameterError(f"jump must be a finite number >= 0, got {jump}")
     integer = dtype.kind in "iu"
@@ -72,7 +74,9 @@ def effective_jump(jump: Jump, dtype: np.dtype[Any]) -> Array:
         rounded = np.floor(exact) if integer else exact.astype(dtype).astype(np.float64)
     if (rounded > largest).any() or not np.isfinite(rounded).all():
         raise ParameterError(f"jump {jump} is too large for {dtype} tensors")
-    return rounded.astype(dtype)
+    array: Array = np.array(rounded, dtype)
+    array.flags.writeable = False  # one array for all who ask
+    return array
 
 
 def plain(jump: Array) -> Jump:

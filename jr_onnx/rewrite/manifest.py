@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import onnx
@@ -139,15 +141,17 @@ def without_function(content: bytes) -> bytes:
 def _parts(content: bytes) -> dict[str, str]:
     """Returns a hash of each field of the model and of its graph, by name."""
     hashes: dict[str, Any] = {}
+    view = memoryview(content)
     for prefix, message, top in _messages(content):
         names = {each.number: each.name for each in message.DESCRIPTOR.fields}
-        for part in wire.fields(content, top.value, top.end):
-            if message is onnx.ModelProto and part.number == wire.MODEL_GRAPH:
+        parts = wire.fields(content, top.value, top.end)
+        for number, run in groupby(parts, key=attrgetter("number")):
+            if message is onnx.ModelProto and number == wire.MODEL_GRAPH:
                 continue
-            name = f"{prefix}.{names.get(part.number, part.number)}"
-            hashes.setdefault(name, hashlib.sha256()).update(
-                memoryview(content)[part.start : part.end]
-            )
+            together = list(run)  # fields of one number mostly stand together
+            name = f"{prefix}.{names.get(number, number)}"
+            part = view[together[0].start : together[-1].end]
+            hashes.setdefault(name, hashlib.sha256()).update(part)
     return {name: hashed.hexdigest()[:16] for name, hashed in hashes.items()}
 
 

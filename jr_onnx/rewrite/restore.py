@@ -65,13 +65,13 @@ def jumps_of(model: Model) -> dict[str, Jump]:
     return {entry.path: entry.effective_jump for entry in manifest.entries} if manifest else {}
 
 
-def edit_at(edits: wire.Edits, path: list[wire.Key], key: wire.Key, edit: wire.Edit) -> None:
-    """Puts an edit into a tree of edits."""
+def edits_at(edits: wire.Edits, path: list[wire.Key]) -> wire.Edits:
+    """Returns the branch of a tree of edits that belongs to a scope."""
     for step in path:
         inner = edits.setdefault(step, {})
         assert isinstance(inner, dict), "no field is replaced and edited inside"
         edits = inner
-    edits[key] = edit
+    return edits
 
 
 def _undone(content: bytes, manifest: Manifest) -> bytes:
@@ -81,13 +81,13 @@ def _undone(content: bytes, manifest: Manifest) -> bytes:
     by_scope = {scope: list(entries) for scope, entries in grouped}
     edits: wire.Edits = {}
     for scope, entries in by_scope.items():
-        path = field_path(_as_hardened(scope, by_scope))
+        here = edits_at(edits, field_path(_as_hardened(scope, by_scope)))
         number, grown = node_field(scope), 0
         for entry in entries:
             first = entry.index + grown
-            edit_at(edits, path, (number, first), lambda _, field=entry.field: field)  # type: ignore[misc]
+            here[number, first] = entry.field
             for more in range(1, entry.count):
-                edit_at(edits, path, (number, first + more), lambda _: b"")
+                here[number, first + more] = b""
             grown += entry.count - 1
     return wire.splice(content, edits)
 

@@ -34,7 +34,8 @@ from jr_onnx.rewrite.forms import (
     plain,
 )
 from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
-from jr_onnx.rewrite.restore import edit_at, restore
+from jr_onnx.rewrite.pattern import Pattern
+from jr_onnx.rewrite.restore import edits_at, restore
 from jr_onnx.rewrite.select import Selection
 from jr_onnx.rewrite.sites import Site, Skipped, find_sites
 from jr_onnx.rewrite.spill import spill
@@ -166,6 +167,8 @@ def original_of(model: Model, *, force: bool = False) -> Model:
     """
     if manifests.read(model) is not None:
         return restore(model, force=force)
+    if NAME_PREFIX.encode() not in model.content:
+        return model  # no name of ours: no need to look at each
     for scope in models.scopes(model.proto):
         for node in scope.graph.node:
             if node.name.startswith(NAME_PREFIX):
@@ -232,18 +235,19 @@ def _plan(site: Site, jump: Jump, choice: Choice) -> JumpSite:
 
 
 def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
-    names = Names.of(original.proto)
+    writer = _Writer(original)
     entries: list[Entry] = []
     edits: wire.Edits = {}
     for plan in plans:
         number = node_field(plan.site.scope)
 
         def replace(old: bytes, plan: JumpSite = plan, number: int = number) -> bytes:
-            nodes = _nodes(old, plan, names)
-            entries.append(_entry(old, plan, len(nodes)))
-            return b"".join(wire.encode(number, node.SerializeToString()) for node in nodes)
+            content, count = writer.written(old, plan, number)
+            entries.append(_entry(old, plan, count))
+            return content
 
-        edit_at(edits, field_path(plan.site.scope), (number, plan.site.index), replace)
+        here = edits_at(edits, field_path(plan.site.scope))
+        here[number, plan.site.index] = replace
     content = wire.splice(original.content, edits)
     order = {plan.site.path: position for position, plan in enumerate(plans)}
     entries.sort(key=lambda entry: order[entry.path])
@@ -258,11 +262,36 @@ def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
     return Model(content, folder=original.folder, attachments={location: data})
 
 
-def _nodes(old: bytes, plan: JumpSite, names: Names) -> list[onnx.NodeProto]:
-    site = plan.site
-    node = decode_node(old)
-    build = NodeBuilder(names, f"{NAME_PREFIX}/{site.y}")
-    FORMS[plan.form](Spot(site, node, plan.jump, build))
+class _Writer:
+    """Writes the nodes of sites; sites that differ in nothing but names share a pattern."""
+
+    def __init__(self, original: Model) -> None:
+        # Where no byte of the model spells the prefix of our names, none of its own can clash.
+        self._free = NAME_PREFIX.encode() not in original.content
+        self._names = Names(()) if self._free else Names.of(original.proto)
+        self._patterns: dict[tuple[Any, ...], Pattern] = {}
+
+    def written(self, old: bytes, plan: JumpSite, number: int) -> tuple[bytes, int]:
+        """Returns the fields that take the place of the field `old`, and how many they are."""
+        site, node = plan.site, decode_node(old)
+        noted = node.HasField("doc_string") or len(node.metadata_props) > 0
+        prefix = self._names.fresh(f"{NAME_PREFIX}/{site.y}")
+        if noted or site.cap is not None or not self._free or site.x == site.y:
+            nodes = _nodes(node, plan, NodeBuilder(self._names, prefix))
+            return b"".join(wire.encode(number, each.SerializeToString()) for each in nodes), len(
+                nodes
+            )
+        rank = None if site.tensor.shape is None else len(site.tensor.shape)
+        key = (plan.form, plan.jump, site.tensor.element, rank)
+        pattern = self._patterns.get(key)
+        if pattern is None:
+            nodes = _nodes(node, plan, NodeBuilder(Names(()), prefix))
+            pattern = self._patterns[key] = Pattern.of(nodes, site.x, site.y, prefix)
+        return pattern.fill(number, site.x, site.y, prefix), len(pattern.nodes)
+
+
+def _nodes(node: onnx.NodeProto, plan: JumpSite, build: NodeBuilder) -> list[onnx.NodeProto]:
+    FORMS[plan.form](Spot(plan.site, node, plan.jump, build))
     last = build.nodes[-1]
     if node.HasField("doc_string"):
         last.doc_string = node.doc_string

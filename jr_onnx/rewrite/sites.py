@@ -36,9 +36,8 @@ from jr_onnx.model import (
     ValueTypes,
     attribute_of,
     dtype_name,
-    scopes,
 )
-from jr_onnx.model.model import ONNX_DOMAINS
+from jr_onnx.model.graphs import ONNX_DOMAINS
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 INTEGERS = (TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64)
@@ -188,7 +187,7 @@ def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Skipped, ...]]:
     sites: list[Site] = []
     skipped: list[Skipped] = []
     types, constants = ValueTypes(model), Constants(model)
-    for scope in scopes(model.proto):
+    for scope in model.scopes:
         neighbours = _Neighbours(scope)
         for index, node in enumerate(scope.graph.node):
             if node.op_type not in _TELLING and node.domain in ONNX_DOMAINS:
