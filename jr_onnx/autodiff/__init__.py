@@ -4,7 +4,18 @@ model(x) -> logits      becomes      gradient(x, labels) -> logits, loss, d sum(
 """
 
 # Importing the families registers their rules.
-from jr_onnx.autodiff import conv, elementwise, linear, pooling, shape
+from jr_onnx.autodiff import (
+    activation,
+    conv,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+    shape,
+)
 from jr_onnx.autodiff.backward import InputGradient, input_gradient
 from jr_onnx.autodiff.losses import LOSSES
 from jr_onnx.autodiff.registry import Call, vjp
@@ -13,11 +24,16 @@ __all__ = [
     "LOSSES",
     "Call",
     "InputGradient",
+    "activation",
     "conv",
     "elementwise",
+    "indexing",
     "input_gradient",
     "linear",
+    "normalization",
     "pooling",
+    "reduction",
+    "resize",
     "shape",
     "vjp",
 ]

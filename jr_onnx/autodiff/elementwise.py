@@ -1,13 +1,30 @@
 """Elementwise rules.
 
-Add: g, g    Sub: g, -g    Mul: g b, g a    Div: g / b, -g y / b
-Neg: -g      Abs: g sign(x)    Identity: g    Where: g 1[c], g 1[not c]
-Relu, ThresholdedRelu: g 1[y > 0]             Clip: g 1[x = y]
+Add: g, g    Sub: g, -g    Mul: g b, g a    Div: g / b, -g y / b    Sum: g    Mean: g / n
+Neg: -g      Abs: g sign(x)    Identity, Dropout: g    Where: g 1[c], g 1[not c]
+Pow: g p x^(p - 1), g y log(x)    Sqrt: g / 2y    Exp: g y    Log: g / x    Reciprocal: -g y^2
+Sin: g cos(x)    Cos: -g sin(x)    Tan: g (1 + y^2)    Sinh: g cosh(x)    Cosh: g sinh(x)
+Asin: g / sqrt(1 - x^2)    Acos: -g / sqrt(1 - x^2)    Atan: g / (1 + x^2)
+Asinh: g / sqrt(x^2 + 1)    Acosh: g / sqrt(x^2 - 1)    Atanh: g / (1 - x^2)
+Relu, ThresholdedRelu: g 1[y > 0]    Clip: g 1[x = y]    Max, Min: g 1[x = y] / number of ties
+Cast, CastLike: g cast back; 0 to or from integers and booleans
 """
 
 from __future__ import annotations
 
+from onnx import TensorProto
+
+from jr_onnx.autodiff.emit import Term
 from jr_onnx.autodiff.registry import Call, vjp
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+# fmt: off
+_COUNTABLE = (
+    TensorProto.BOOL, TensorProto.STRING, TensorProto.INT2, TensorProto.INT4, TensorProto.INT8,
+    TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT2, TensorProto.UINT4,
+    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+)
+# fmt: on
 
 
 @vjp("Identity", 1, 13, 14, 16, 19, 21, 23, 24, 25)
@@ -111,3 +128,192 @@ def where_false(call: Call) -> str:
     """y = a where c else b, for b."""
     otherwise = call.emit.op("Not", call.node.input[0])
     return call.unbroadcast(call.emit.masked(call.g, otherwise, call.element))
+
+
+@vjp("Sum", 6, 8, 13, wrt=None)
+def sum_of_inputs(call: Call) -> str:
+    """y = a + b + ..."""
+    return call.unbroadcast(call.g)
+
+
+@vjp("Mean", 6, 8, 13, wrt=None)
+def mean_of_inputs(call: Call) -> str:
+    """y = (a + b + ...) / n."""
+    return call.unbroadcast((call.term(call.g) * (1 / len(call.node.input))).name)
+
+
+@vjp("Max", 6, 8, 12, 13, wrt=None)
+@vjp("Min", 6, 8, 12, 13, wrt=None)
+def extremum(call: Call) -> str:
+    """y = the largest, or the smallest, of the inputs.
+
+    Tied inputs share g equally, as torch has it, but an input that the model fixes takes no share:
+    Max(x, bound) agrees with Clip, whose bounds are inclusive.
+    """
+    varying = [name for name in call.node.input if call.constants(name) is None]
+    chosen = _is_extreme(call, call.x)
+    if len(varying) > 1:
+        ties = [_is_extreme(call, name) for name in varying]
+        # At least 1: a fixed input may be the only extreme one.
+        chosen = chosen / ties[0].op("Sum", *ties[1:]).op("Max", 1)
+    return call.unbroadcast((call.term(call.g) * chosen).name)
+
+
+@vjp("Pow", 7, 12, 13, 15)
+def pow_base(call: Call) -> str:
+    """y = x^p, for x: 0 where p = 0, at x = 0 too. The types of x and p may differ."""
+    g, x, _ = call.terms()
+    fixed = call.constants(call.node.input[1])
+    if fixed is not None and (fixed == 2).all():
+        return call.unbroadcast((g * (2 * x)).name)
+    p = call.term(call.node.input[1]).to(x.element)
+    return call.unbroadcast((g * (p * x.op("Pow", p - p.nonzero()))).name)
+
+
+@vjp("Pow", 7, 12, 13, 15, wrt=1)
+def pow_exponent(call: Call) -> str:
+    """y = x^p, for p: 0 where x = 0."""
+    g, p, y = call.terms()
+    x = call.term(call.node.input[0])
+    logarithm = (x + (1 - x.nonzero())).op("Log")
+    return call.unbroadcast((g * (y * logarithm)).to(p.element).name)
+
+
+@vjp("Sqrt", 6, 13)
+def sqrt(call: Call) -> str:
+    """y = sqrt x."""
+    g, _, y = call.terms()
+    return (0.5 * g / y).name
+
+
+@vjp("Exp", 6, 13)
+def exp(call: Call) -> str:
+    """y = e^x."""
+    return call.emit.op("Mul", call.g, call.y)
+
+
+@vjp("Log", 6, 13)
+def log(call: Call) -> str:
+    """y = log x."""
+    return call.emit.op("Div", call.g, call.x)
+
+
+@vjp("Reciprocal", 6, 13)
+def reciprocal(call: Call) -> str:
+    """y = 1 / x."""
+    g, _, y = call.terms()
+    return (-(g * (y * y))).name
+
+
+@vjp("Sin", 7, 22)
+def sin(call: Call) -> str:
+    """y = sin x."""
+    g, x, _ = call.terms()
+    return (g * x.op("Cos")).name
+
+
+@vjp("Cos", 7, 22)
+def cos(call: Call) -> str:
+    """y = cos x."""
+    g, x, _ = call.terms()
+    return (-(g * x.op("Sin"))).name
+
+
+@vjp("Tan", 7, 22)
+def tan(call: Call) -> str:
+    """y = tan x."""
+    g, _, y = call.terms()
+    return (g * (1 + y * y)).name
+
+
+@vjp("Asin", 7, 22)
+def asin(call: Call) -> str:
+    """y = asin x."""
+    g, x, _ = call.terms()
+    return (g / (1 - x * x).op("Sqrt")).name
+
+
+@vjp("Acos", 7, 22)
+def acos(call: Call) -> str:
+    """y = acos x."""
+    g, x, _ = call.terms()
+    return (-(g / (1 - x * x).op("Sqrt"))).name
+
+
+@vjp("Atan", 7, 22)
+def atan(call: Call) -> str:
+    """y = atan x."""
+    g, x, _ = call.terms()
+    return (g / (1 + x * x)).name
+
+
+@vjp("Sinh", 9, 22)
+def sinh(call: Call) -> str:
+    """y = sinh x. The slope is spelled out: onnxruntime has no Cosh and Sinh for CUDA."""
+    g, x, _ = call.terms()
+    return (g * (0.5 * (x.op("Exp") + (-x).op("Exp")))).name
+
+
+@vjp("Cosh", 9, 22)
+def cosh(call: Call) -> str:
+    """y = cosh x."""
+    g, x, _ = call.terms()
+    return (g * (0.5 * (x.op("Exp") - (-x).op("Exp")))).name
+
+
+@vjp("Asinh", 9, 22)
+def asinh(call: Call) -> str:
+    """y = asinh x."""
+    g, x, _ = call.terms()
+    return (g / (1 + x * x).op("Sqrt")).name
+
+
+@vjp("Acosh", 9, 22)
+def acosh(call: Call) -> str:
+    """y = acosh x."""
+    g, x, _ = call.terms()
+    return (g / (x * x - 1).op("Sqrt")).name
+
+
+@vjp("Atanh", 9, 22)
+def atanh(call: Call) -> str:
+    """y = atanh x."""
+    g, x, _ = call.terms()
+    return (g / (1 - x * x)).name
+
+
+@vjp("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)
+@vjp("CastLike", 15, 19, 21, 23, 24, 25)
+def cast(call: Call) -> str:
+    """y = x in another type: back to that of x. Piecewise constant to or from countable types."""
+    before, after = (call.tensors[name].element for name in (call.x, call.y))
+    if before in _COUNTABLE or after in _COUNTABLE:
+        return ""
+    if before not in _FLOATS or after not in _FLOATS:
+        raise NotImplementedError(f"no gradient from {_spelled(after)} to {_spelled(before)}")
+    return call.term(call.g).to(before).name
+
+
+@vjp("CastLike", 15, 19, 21, 23, 24, 25, wrt=1)
+def cast_like_type(call: Call) -> str:
+    """Only the type of the second input matters."""
+    return ""
+
+
+@vjp("Dropout", 7, 10, 12, 13, 22)
+def dropout(call: Call) -> str:
+    """y = x, except in training mode."""
+    training = call.constant(2, "training_mode")
+    if training is not None and training.any():
+        raise NotImplementedError("training mode, in which the output is random")
+    return call.g
+
+
+def _is_extreme(call: Call, name: str) -> Term:
+    """1 where an input of Max or Min attains the output."""
+    x, y = call.term(name), call.term(call.y)
+    return 1 - (x < y if call.node.op_type == "Max" else x > y)
+
+
+def _spelled(element: int) -> str:
+    return TensorProto.DataType.Name(element) if element else "an unknown type"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from jr_onnx.model import Names, NodeBuilder, Tensor
 
@@ -37,6 +38,48 @@ class Emitter(NodeBuilder):
         if self.opset >= 13:
             return self.op("ReduceSum", x, self.integers(*axes), keepdims=int(keepdims))
         return self.op("ReduceSum", x, axes=list(axes), keepdims=int(keepdims))
+
+    def reduce_mean(self, x: str, axes: Sequence[int], *, keepdims: bool) -> str:
+        """Averages over static axes."""
+        if self.opset >= 18:
+            return self.op("ReduceMean", x, self.integers(*axes), keepdims=int(keepdims))
+        return self.op("ReduceMean", x, axes=list(axes), keepdims=int(keepdims))
+
+    def unsqueeze(self, x: str, axes: Sequence[int]) -> str:
+        """Inserts axes of size 1, counted in the result."""
+        if self.opset >= 13:
+            return self.op("Unsqueeze", x, self.integers(*axes))
+        return self.op("Unsqueeze", x, axes=list(axes))
+
+    def pad(self, x: str, pads: Sequence[int]) -> str:
+        """Puts zeros before and after each axis, `[begin..., end...]`; negative pads cut."""
+        if self.opset >= 11:
+            return self.op("Pad", x, self.integers(*pads))
+        return self.op("Pad", x, pads=list(pads))
+
+    def slice(self, x: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int]) -> str:
+        """Cuts static ranges."""
+        if self.opset >= 10:
+            return self.op("Slice", x, *(self.integers(*part) for part in (starts, ends, axes)))
+        return self.op("Slice", x, starts=list(starts), ends=list(ends), axes=list(axes))
+
+    def zeros(self, shape: str, element: int) -> str:
+        """Zeros of the shape that a 1-d int64 value says."""
+        zero = np.zeros(1, helper.tensor_dtype_to_np_dtype(element))
+        return self.op("ConstantOfShape", shape, value=numpy_helper.from_array(zero))
+
+    def scatter(self, x: str, indices: str, updates: str, *, axis: int, add: bool = False) -> str:
+        """Writes, or adds, updates to the indices along an axis.
+
+        Raises:
+            NotImplementedError: the opset has no sum.
+        """
+        if not add:
+            name = "ScatterElements" if self.opset >= 11 else "Scatter"
+            return self.op(name, x, indices, updates, axis=axis)
+        if self.opset < 16:
+            raise NotImplementedError("repeated indices need ScatterElements' sum, of opset 16")
+        return self.op("ScatterElements", x, indices, updates, axis=axis, reduction="add")
 
     def reshape_like(self, x: str, like: str) -> str:
         """Reshapes to the shape another value has at run time."""
@@ -95,3 +138,93 @@ class Emitter(NodeBuilder):
         # Where both have size 1 the sum changes nothing.
         summed = self.op("ReduceSum", g, self.flat(narrow), keepdims=1, noop_with_empty_axes=1)
         return self.op("Reshape", summed, shape)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A value in a formula whose operators append nodes: `(g * (1 - y * y)).name`.
+
+    A comparison is 1 where it holds, else 0: a factor, not a condition.
+
+    Attributes:
+        emit: where the nodes go.
+        name: of the value.
+        element: its element type, and that of the numbers it meets.
+    """
+
+    emit: Emitter
+    name: str
+    element: int
+
+    def op(self, op_type: str, *others: Term | float, **attributes: Any) -> Term:
+        """Appends an operator of this term, other terms and numbers."""
+        names = [self._lift(other).name for other in others]
+        result = self.emit.op(op_type, self.name, *names, **attributes)
+        return Term(self.emit, result, self.element)
+
+    def to(self, element: int) -> Term:
+        """Casts to another element type."""
+        if element == self.element:
+            return self
+        return Term(self.emit, self.emit.op("Cast", self.name, to=element), element)
+
+    def nonzero(self) -> Term:
+        """1 where it is not 0 (Equal knows no floats before opset 11)."""
+        return self.to(TensorProto.BOOL).to(self.element)
+
+    def sum(self, axes: Sequence[int]) -> Term:
+        """Sums over static axes, which stay with size 1."""
+        result = self.emit.reduce_sum(self.name, axes, keepdims=True)
+        return Term(self.emit, result, self.element)
+
+    def mean(self, axes: Sequence[int]) -> Term:
+        """Averages over static axes, which stay with size 1."""
+        result = self.emit.reduce_mean(self.name, axes, keepdims=True)
+        return Term(self.emit, result, self.element)
+
+    def reshape(self, *shape: int) -> Term:
+        """Reshapes; 0 keeps an axis, -1 takes the rest."""
+        result = self.emit.op("Reshape", self.name, self.emit.integers(*shape))
+        return Term(self.emit, result, self.element)
+
+    def __add__(self, other: Term | float) -> Term:
+        return self.op("Add", other)
+
+    def __radd__(self, other: float) -> Term:
+        return self._lift(other) + self
+
+    def __sub__(self, other: Term | float) -> Term:
+        return self.op("Sub", other)
+
+    def __rsub__(self, other: float) -> Term:
+        return self._lift(other) - self
+
+    def __mul__(self, other: Term | float) -> Term:
+        return self.op("Mul", other)
+
+    def __rmul__(self, other: float) -> Term:
+        return self._lift(other) * self
+
+    def __truediv__(self, other: Term | float) -> Term:
+        return self.op("Div", other)
+
+    def __rtruediv__(self, other: float) -> Term:
+        return self._lift(other) / self
+
+    def __neg__(self) -> Term:
+        return self.op("Neg")
+
+    def __gt__(self, other: Term | float) -> Term:
+        return self._mask("Greater", other)
+
+    def __lt__(self, other: Term | float) -> Term:
+        return self._mask("Less", other)
+
+    def _mask(self, comparison: str, other: Term | float) -> Term:
+        holds = self.emit.op(comparison, self.name, self._lift(other).name)
+        return Term(self.emit, holds, TensorProto.BOOL).to(self.element)
+
+    def _lift(self, value: Term | float) -> Term:
+        if isinstance(value, Term):
+            return value
+        return Term(self.emit, self.emit.scalar(value, self.element), self.element)

@@ -1,11 +1,16 @@
-"""Matrix products.
+"""Matrix products and other linear maps.
 
 Y = alpha A' B' + beta C:   dA' = alpha g B'^T,   dB' = alpha A'^T g,   dC = beta g
+Einsum ab,bc->ac:           ac,bc->ab for the first, ab,ac->bc for the second
+CumSum: the sum from the other end      Trilu: the same triangle of g
 """
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 from jr_onnx.autodiff.registry import Call, vjp
+from jr_onnx.model.types import Dimension, Tensor
 
 
 @vjp("Gemm", 7, 9, 11, 13)
@@ -38,28 +43,112 @@ def gemm_c(call: Call) -> str:
 @vjp("MatMul", 1, 9, 13)
 def matmul_a(call: Call) -> str:
     """For A `(..., m, k)`: g B^T, summed over the axes along which A was broadcast."""
-    product = call.emit.op("MatMul", call.g, _transposed(call, call.node.input[1]))
-    return _unbroadcast(call, product)
+    b, g = _as_matrix(call, 1), _as_product(call)
+    return _as_operand(call, call.emit.op("MatMul", g, _swapped(call, b, 1)))
 
 
 @vjp("MatMul", 1, 9, 13, wrt=1)
 def matmul_b(call: Call) -> str:
     """For B `(..., k, n)`: A^T g, summed over the axes along which B was broadcast."""
-    product = call.emit.op("MatMul", _transposed(call, call.node.input[0]), call.g)
-    return _unbroadcast(call, product)
+    a, g = _as_matrix(call, 0), _as_product(call)
+    return _as_operand(call, call.emit.op("MatMul", _swapped(call, a, 0), g))
 
 
-def _transposed(call: Call, name: str) -> str:
-    rank = len(call.shape(name))
-    if rank < 2:
-        raise NotImplementedError("MatMul with a vector")
-    return call.emit.op("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+def _matrix_shape(call: Call, index: int) -> tuple[Dimension, ...]:
+    """Returns an operand's shape; a vector on the left is a row, on the right a column."""
+    shape = call.shape(call.node.input[index])
+    if len(shape) == 1:
+        return (1, *shape) if index == 0 else (*shape, 1)
+    return shape
 
 
-def _unbroadcast(call: Call, product: str) -> str:
-    matrix, result = call.shape(call.x), call.shape(call.y)
-    if len(matrix) < 2:
-        raise NotImplementedError("MatMul with a vector")
-    tensor = call.tensors[call.y]
-    batched = type(tensor)(tensor.element, (*result[:-2], *matrix[-2:]))
-    return call.emit.unbroadcast(product, batched, call.tensors[call.x], call.x)
+def _as_matrix(call: Call, index: int) -> str:
+    name = str(call.node.input[index])
+    return name if len(call.shape(name)) > 1 else call.emit.unsqueeze(name, [index])
+
+
+def _as_product(call: Call) -> str:
+    """Gives g the axes that vectors left out."""
+    vectors = [len(call.shape(name)) == 1 for name in call.node.input]
+    g, rank = call.g, max(len(_matrix_shape(call, index)) for index in (0, 1))
+    if vectors[1]:
+        g = call.emit.unsqueeze(g, [rank - 1 - vectors[0]])
+    return call.emit.unsqueeze(g, [rank - 2]) if vectors[0] else g
+
+
+def _swapped(call: Call, matrix: str, index: int) -> str:
+    rank = len(_matrix_shape(call, index))
+    return call.emit.op("Transpose", matrix, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+def _as_operand(call: Call, product: str) -> str:
+    vectors = sum(len(call.shape(name)) == 1 for name in call.node.input)
+    matrix, result = _matrix_shape(call, call.wrt), call.shape(call.y)
+    batch = result[: len(result) - 2 + vectors]
+    batched = Tensor(call.element, (*batch, *matrix[-2:]))
+    summed = call.emit.unbroadcast(product, batched, Tensor(call.element, matrix), call.x)
+    vector = len(call.shape(call.x)) == 1
+    return call.emit.reshape_like(summed, call.x) if vector else summed
+
+
+@vjp("Einsum", 12, 28, wrt=None)
+def einsum(call: Call) -> str:
+    """The operand's term from g and the other operands.
+
+    An axis that only the operand has was summed: g is repeated along it.
+    """
+    emit, (*terms, result) = call.emit, _terms(call)
+    if any(len(set(term)) < len(term) for term in (*terms, result)):
+        raise NotImplementedError(f"a diagonal in {call.attribute('equation')!r}")
+    mine = terms.pop(call.wrt)
+    others = [name for index, name in enumerate(call.node.input) if index != call.wrt]
+    known = set(result).union(*terms)
+    kept = "".join(letter for letter in mine if letter in known)
+    product = emit.op("Einsum", call.g, *others, equation=f"{','.join((result, *terms))}->{kept}")
+    alone = [axis for axis, letter in enumerate(mine) if letter not in known]
+    if alone:
+        product = emit.unsqueeze(product, alone)
+        return emit.op("Expand", product, emit.op("Shape", call.x))
+    if "..." not in call.attribute("equation"):
+        return product
+    shape, wide = call.shape(call.x), dict(zip(result, call.shape(call.y), strict=True))
+    of = Tensor(call.element, tuple(map(wide.get, mine, shape)))
+    return emit.unbroadcast(product, of, call.tensors[call.x], call.x)
+
+
+def _terms(call: Call) -> list[str]:
+    """Returns the terms of the operands and the result, the ellipsis spelled in letters."""
+    equation = str(call.attribute("equation")).replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    letters = left.replace(",", "").replace("...", "")
+    if not arrow:
+        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    spare = [letter for letter in ascii_letters if letter not in letters]
+    longest = ""
+    for index, (term, name) in enumerate(zip(terms, call.node.input, strict=True)):
+        if "..." in term:
+            length = len(call.shape(name)) - len(term) + 3
+            last = "".join(spare[:length][::-1])
+            terms[index] = term.replace("...", last)
+            longest = max(longest, last, key=len)
+    return [*terms, result.replace("...", longest)]
+
+
+@vjp("CumSum", 11, 14)
+def cum_sum(call: Call) -> str:
+    """The sum from the other end."""
+    return call.emit.op(
+        "CumSum",
+        call.g,
+        call.node.input[1],
+        exclusive=call.attribute("exclusive", 0),
+        reverse=1 - call.attribute("reverse", 0),
+    )
+
+
+@vjp("Trilu", 14)
+def trilu(call: Call) -> str:
+    """The same triangle of g."""
+    return call.emit.op("Trilu", call.g, *call.node.input[1:], upper=call.attribute("upper", 1))

@@ -1,34 +1,167 @@
-"""Pooling: a maximum passes its cotangent to the element it came from."""
+"""Pooling.
+
+MaxPool: g to the element each maximum came from      GlobalMaxPool: g shared among the largest
+AveragePool: every window spreads g / count           GlobalAveragePool: g / count
+LpPool: y = (sum |x|^p)^(1/p):  sign(x) |x|^(p-1)  times every window spreading g y^(1-p)
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jr_onnx.autodiff.conv import Windows, spread
+from jr_onnx.autodiff.reduction import averaged, norm_slope, shared_among_equals
 from jr_onnx.autodiff.registry import Call, vjp
+
+_TO_THE_END = np.iinfo(np.int64).max
+
+
+@vjp("GlobalAveragePool", 1, 22)
+def global_average_pool(call: Call) -> str:
+    """The mean over space."""
+    return averaged(call, call.g)
+
+
+@vjp("GlobalMaxPool", 1, 22)
+def global_max_pool(call: Call) -> str:
+    """The maximum over space; equal maxima share the cotangent."""
+    axes = range(2, len(call.shape(call.x)))
+    return shared_among_equals(
+        call, call.g, call.y, lambda x: call.emit.reduce_sum(x, axes, keepdims=True)
+    )
+
+
+@vjp("GlobalLpPool", 2, 22)
+def global_lp_pool(call: Call) -> str:
+    """The p-norm over space."""
+    p = call.attribute("p", 2)
+    outer, inner = norm_slope(call, call.x, call.y, p)
+    scaled = call.emit.op("Mul", call.g, outer) if outer else call.g
+    return call.emit.op("Mul", inner, scaled)
+
+
+@vjp("AveragePool", 7, 10, 11, 19, 22)
+def average_pool(call: Call) -> str:
+    """The mean over a window, of all its elements or only those that are no padding."""
+    windows = Windows.of(call, list(call.attribute("kernel_shape")))
+    ceil = bool(call.attribute("ceil_mode", 0))
+    count = _counts(call, windows, ceil=ceil)
+    dtype = call.tensors[call.y].dtype
+    scale = call.emit.constant((1 / count).astype(dtype))
+    return _spread_evenly(call, call.emit.op("Mul", call.g, scale), windows, ceil=ceil)
+
+
+@vjp("LpPool", 2, 11, 18, 22)
+def lp_pool(call: Call) -> str:
+    """The p-norm over a window."""
+    windows = Windows.of(call, list(call.attribute("kernel_shape")))
+    outer, inner = norm_slope(call, call.x, call.y, call.attribute("p", 2))
+    scaled = call.emit.op("Mul", call.g, outer) if outer else call.g
+    ceil = bool(call.attribute("ceil_mode", 0))
+    return call.emit.op("Mul", inner, _spread_evenly(call, scaled, windows, ceil=ceil))
 
 
 @vjp("MaxPool", 8, 10, 11, 12, 22)
 def max_pool(call: Call) -> str:
-    """Scatters g to the `Indices` of the forward node, which count in the flat input."""
+    """Scatters g to the `Indices` of the forward node, which count in the flat input.
+
+    Where windows share elements, and the opset's scatter cannot add, every so-many-th window on
+    each axis shares none: each such subset is scattered by itself, and the results are added.
+    """
     emit = call.emit
+    _count_by_rows(call)
+    apart = _apart(call)
+    indices, size = call.second_output(), emit.flat(emit.op("Size", call.x))
+
+    def scattered(where: str, what: str, *, add: bool = False) -> str:
+        zeros = emit.zeros(size, call.element)
+        return emit.scatter(zeros, emit.flat(where), emit.flat(what), axis=0, add=add)
+
+    if max(apart) == 1 or emit.opset >= 16:
+        flat = scattered(indices, call.g, add=max(apart) > 1)
+    else:
+        subsets = _subsets(call, apart)
+        parts = [scattered(some(indices), some(call.g)) for some in subsets]
+        flat = emit.op("Sum", *parts)
+    return emit.reshape_like(flat, call.x)
+
+
+@vjp("MaxPool", 1)
+def old_max_pool(call: Call) -> str:
+    """Opset 7 has no Indices."""
+    raise NotImplementedError("MaxPool gives Indices from opset 8 on")
+
+
+def _counts(call: Call, windows: Windows, *, ceil: bool) -> np.ndarray[Any, Any]:
+    """Returns what each window divides by, `(*windows)`, or one number if that is always same."""
+    rank = len(windows.kernel)
+    with_padding = bool(call.attribute("count_include_pad", 0))
+    if not ceil and (with_padding or not any(windows.pads)):
+        return np.array(float(np.prod(windows.kernel)))
+    size = call.static(call.shape(call.x)[2:], "the input size")
+    numbers = windows.count(size, ceil=ceil)
+    counts = []
+    for i in range(rank):
+        begin, end = windows.pads[i], windows.pads[i + rank]
+        first, last = (-begin, size[i] + end) if with_padding else (0, size[i])
+        starts = np.arange(numbers[i]) * windows.strides[i] - begin
+        seen = starts[:, None] + np.arange(windows.kernel[i]) * windows.dilations[i]
+        counts.append(((first <= seen) & (seen < last)).sum(axis=1).astype(float))
+    return functools.reduce(np.multiply.outer, counts)
+
+
+def _apart(call: Call) -> list[int]:
+    """Returns for each axis how many windows on one shares nothing with a window."""
     kernel = call.attribute("kernel_shape")
-    strides = call.attribute("strides", [1] * len(kernel))
-    overlaps = any(step < window for step, window in zip(strides, kernel, strict=True))
-    dilated = any(step > 1 for step in call.attribute("dilations", [1]))
-    if call.attribute("storage_order", 0):
-        raise NotImplementedError("column-major storage_order")
-    shared = overlaps or dilated
-    if shared and emit.opset < 16:
-        raise NotImplementedError("overlapping windows need ScatterElements' sum, of opset 16")
-    zeros = emit.op(
-        "ConstantOfShape", emit.op("Reshape", emit.op("Size", call.x), emit.integers(1))
-    )
-    if call.element != 1:
-        zeros = emit.op("Cast", zeros, to=call.element)
-    scattered = emit.op(
-        "ScatterElements" if emit.opset >= 11 else "Scatter",
-        zeros,
-        emit.flat(call.second_output()),
-        emit.flat(call.g),
-        axis=0,
-        reduction="add" if shared else None,
-    )
-    return emit.reshape_like(scattered, call.x)
+    ones = [1] * len(kernel)
+    strides, dilations = call.attribute("strides", ones), call.attribute("dilations", ones)
+    return [
+        -(-(gap * (size - 1) + 1) // step)
+        for size, step, gap in zip(kernel, strides, dilations, strict=True)
+    ]
+
+
+def _subsets(call: Call, apart: list[int]) -> Iterator[Callable[[str], str]]:
+    """Yields functions that take every so-many-th element of each spatial axis, from each first."""
+    number = call.shape(call.y)[2:]
+    for first in itertools.product(*map(range, apart)):
+        # A subset may be empty.
+        if all(not isinstance(n, int) or i < n for i, n in zip(first, number, strict=True)):
+            yield functools.partial(_every, call, first, apart, number)
+
+
+def _every(
+    call: Call, first: tuple[int, ...], apart: list[int], number: tuple[Any, ...], value: str
+) -> str:
+    emit, rank = call.emit, len(apart)
+    if emit.opset >= 10:
+        parts = (first, [_TO_THE_END] * rank, range(2, 2 + rank), apart)
+        return emit.op("Slice", value, *(emit.integers(*part) for part in parts))
+    for i, size in enumerate(call.static(number, "with overlapping windows the output size")):
+        places = emit.integers(*range(first[i], size, apart[i]))
+        value = emit.op("Gather", value, places, axis=2 + i)
+    return value
+
+
+def _spread_evenly(call: Call, g: str, windows: Windows, *, ceil: bool) -> str:
+    """Gives each element of g to every element of its window, each channel by itself."""
+    emit, rank = call.emit, len(windows.kernel)
+    planes = emit.op("Reshape", g, emit.integers(-1, 1, *[0] * rank))
+    ones = emit.constant(np.ones((1, 1, *windows.kernel), call.tensors[call.y].dtype))
+    return emit.reshape_like(spread(call, planes, ones, windows, ceil=ceil), call.x)
+
+
+def _count_by_rows(call: Call) -> None:
+    """Makes the forward node's Indices row-major: y does not depend on it."""
+    if not call.attribute("storage_order", 0):
+        return
+    if len(call.node.output) > 1 and call.node.output[1]:
+        raise NotImplementedError("column-major storage_order, with Indices in use")
+    kept = [entry for entry in call.node.attribute if entry.name != "storage_order"]
+    del call.node.attribute[:]
+    call.node.attribute.extend(kept)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from jr_onnx.autodiff.emit import Emitter
+from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.model import Tensor
 
 # Returns the cotangent's name; "" says that it is zero by definition.
@@ -82,8 +82,24 @@ class Call:
 
     @property
     def element(self) -> int:
-        """The element type of the first output."""
-        return self.tensors[self.y].element
+        """The element type of the first output.
+
+        Raises:
+            NotImplementedError: it is unknown.
+        """
+        element = self.tensors[self.y].element
+        if not element:
+            raise NotImplementedError(f"the element type of {self.y!r} is unknown")
+        return element
+
+    def term(self, name: str) -> Term:
+        """Returns an input, output or cotangent of the output, for use in a formula."""
+        element = self.tensors[name].element if name in self.tensors else 0
+        return Term(self.emit, name, element or self.element)
+
+    def terms(self) -> tuple[Term, Term, Term]:
+        """Returns g, x and y for use in a formula."""
+        return self.term(self.g), self.term(self.x), self.term(self.y)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Returns an attribute's value as a Python object."""
@@ -92,6 +108,10 @@ class Call:
                 value = helper.get_attribute_value(attribute)
                 return value.decode() if isinstance(value, bytes) else value
         return default
+
+    def number(self, name: str, default: float) -> float:
+        """Returns the value of a float attribute."""
+        return float(self.attribute(name, default))
 
     def constant(self, index: int, what: str) -> np.ndarray[Any, Any] | None:
         """Returns the value of an input that must be fixed, None where it is left out.

@@ -278,9 +278,8 @@ class _Writer:
         prefix = self._names.fresh(f"{NAME_PREFIX}/{site.y}")
         if noted or site.cap is not None or not self._free or site.x == site.y:
             nodes = _nodes(node, plan, NodeBuilder(self._names, prefix))
-            return b"".join(wire.encode(number, each.SerializeToString()) for each in nodes), len(
-                nodes
-            )
+            fields = [wire.encode(number, each.SerializeToString()) for each in nodes]
+            return b"".join(fields), len(nodes)
         rank = None if site.tensor.shape is None else len(site.tensor.shape)
         key = (plan.form, plan.jump, site.tensor.element, rank)
         pattern = self._patterns.get(key)
