@@ -671,6 +671,34 @@ def test_other_spellings_of_relu(node: str, weights: dict[str, Any]) -> None:
     assert run(check(one(node, **weights)).model, x=X)[0].tolist() == jumped(X)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("m = ReduceMean(x) q = Mul(m, m) v = Sub(x, q) y = Max(v, z)", "keeps a variance"),
+        ("m = ReduceMean(x) q = Pow(m, t) v = Sub(x, q) y = Clip(v, z)", "keeps a variance"),
+        ("b = LessOrEqual(x, t) y = Where(b, z, x)", "a threshold already, spelled LessOrEqual"),
+        ("b = Greater(x, z) y = Where(b, x, z)", "a threshold already, spelled Greater"),
+        ("i = Cast<to=7>(x) c = Clip(i, k) y = Gather(x, c)", "used as indices or shapes"),
+        ('y, h = RNN<hidden_size=1, activations=["Relu"]>(x, z, z)', "computes a Relu inside"),
+    ],
+)
+def test_what_only_looks_like_an_activation_is_left_with_its_reason(text: str, reason: str) -> None:
+    weights: dict[str, Any] = {"z": ZERO, "t": np.float32(2), "k": np.int64(0)}
+    _, skipped = jr.find_sites(one(text, **weights))
+    assert [reason in entry.reason for entry in skipped] == [True]
+
+
+def test_two_sites_of_one_path_are_told_apart_by_leaving_one() -> None:
+    text = """g (bool c, float[n] x) => (float[n] z) {
+        "w.then_branch>p" = Relu(x)
+        w = If (c) <then_branch = t () => (float[n] p) { p = Relu(x) },
+                    else_branch = e () => (float[n] q) { q = Neg(x) }>
+        z = Add(w, "w.then_branch>p")
+    }"""
+    sites, skipped = jr.find_sites(seal(parse(text)))
+    assert [site.path for site in sites] == [entry.path for entry in skipped]
+
+
 def test_a_jump_that_reaches_the_cap_is_refused() -> None:
     with pytest.raises(ParameterError, match="y: jump 6 must be below the upper bound 6"):
         jr.retrofit(one("y = Clip(x, z, s)", z=ZERO, s=SIX), jump=6)

@@ -85,7 +85,7 @@ def without_data(model: Model) -> onnx.ModelProto | None:
         for node in scope.graph.node:
             for attribute in node.attribute:
                 if attribute.t.data_location == TensorProto.EXTERNAL:
-                    attribute.t.CopyFrom(TensorProto(data_type=attribute.t.data_type))
+                    attribute.t.CopyFrom(TensorProto(data_type=attribute.t.data_type, dims=[0]))
         if isinstance(scope.graph, onnx.FunctionProto):
             continue
         tensors = list(scope.graph.initializer)

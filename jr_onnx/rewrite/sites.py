@@ -7,7 +7,8 @@
     ThresholdedRelu(x)                               a site, its jump is changed
     Clip(x + 3, 0, 6), Clip(x + 0.5, 0, 1)           part of a decomposed hard-swish or
                                                      hard-sigmoid: left alone
-    FusedConv, QLinearConv, ... with a Relu inside   hidden: no node to replace
+    Where(x > c, x, 0)                               a threshold already: left alone
+    FusedConv, QLinearConv, RNN, ... with a Relu     hidden: no node to replace
 
 in the main graph, in bodies of If, Loop and Scan at any depth, and in local functions.
 
@@ -186,6 +187,7 @@ def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Skipped, ...]]:
     """Lists every activation of the model, those to replace and those to leave."""
     sites: list[Site] = []
     skipped: list[Skipped] = []
+    taken: set[str] = set()
     types, constants = ValueTypes(model), Constants(model)
     for scope in model.scopes:
         neighbours = _Neighbours(scope)
@@ -195,7 +197,11 @@ def find_sites(model: Model) -> tuple[tuple[Site, ...], tuple[Skipped, ...]]:
             if not node.input or not node.output:
                 continue  # not valid ONNX, as the checker will say
             found = _classify(_Node(node, scope, constants, types, neighbours), index)
-            if isinstance(found, Site):
+            if isinstance(found, Site) and found.path in taken:
+                reason = "another site has the same path: rename one of the outputs"
+                skipped.append(Skipped(found.path, found.op_type, reason))
+            elif isinstance(found, Site):
+                taken.add(found.path)
                 sites.append(found)
             elif found is not None:
                 skipped.append(found)
@@ -238,6 +244,8 @@ def _site(seen: _Node, index: int, found: _Found) -> Site:
         opset=scope.opset,
     )
     known = tensor.element
+    if known in INTEGERS and _is_an_index(seen):
+        raise _RefusalError("it keeps integers in range that are used as indices or shapes")
     if not known and not (site.in_function and scope.opset >= 15):
         more = "; CastLike, which adapts to it, needs opset 15" if site.in_function else ""
         raise _RefusalError(f"the element type of {found.x!r} is not declared nor inferable{more}")
@@ -265,6 +273,8 @@ def _clip(seen: _Node) -> _Found | None:
         high = None if upper is None else float(upper.reshape(-1)[0])
     if low != 0:
         return None  # a clip to some range, no activation
+    if _is_a_variance(seen, seen.node.input[0]):
+        raise _RefusalError(_VARIANCE)
     # Attributes cannot be left out in a decomposed spelling: the largest float32 means none.
     cap = None if high is None or high >= np.finfo(np.float32).max else high
     for offset, top in ((3.0, 6.0), (0.5, 1.0)):
@@ -289,6 +299,25 @@ def _is_a_gate(seen: _Node) -> bool:
     return any(op_type in ("Mul", "Div") for op_type in uses)
 
 
+def _is_a_variance(seen: _Node, x: str) -> bool:
+    """Whether x is E[u^2] - E[u]^2, whose rounding errors are kept from going below 0."""
+    producer = seen.neighbours.producers.get(x)
+    if producer is None or producer.op_type != "Sub":
+        return False
+    square = seen.neighbours.producers.get(producer.input[1])
+    if square is None:
+        return False
+    if square.op_type == "Pow":
+        exponent = seen.constants.value(seen.scope, square.input[1])
+        return exponent is not None and exponent.size == 1 and bool(exponent == 2)
+    return square.op_type == "Mul" and square.input[0] == square.input[1]
+
+
+def _is_an_index(seen: _Node) -> bool:
+    uses = seen.neighbours.consumers.get(seen.node.output[0], [])
+    return any(op_type in INDEX_USERS for op_type in uses)
+
+
 def _max(seen: _Node) -> _Found | None:
     values = [seen.constants.value(seen.scope, name) for name in seen.node.input]
     zeros = [value is not None and value.size > 0 and not value.any() for value in values]
@@ -298,6 +327,8 @@ def _max(seen: _Node) -> _Found | None:
         raise _RefusalError(f"Max of {len(values)} inputs, expected x and one zero")
     zero = values[zeros.index(True)]
     x = seen.node.input[zeros.index(False)]
+    if _is_a_variance(seen, x):
+        raise _RefusalError(_VARIANCE)
     shape = seen.types.of(seen.scope, x).shape
     if zero is not None and zero.size != 1:
         raise _RefusalError(
@@ -326,6 +357,30 @@ def _thresholded_relu(seen: _Node) -> _Found:
     return _Found(seen.node.input[0], jump=seen.attribute("alpha", 1.0))
 
 
+def _where(seen: _Node) -> None:
+    """Where(LessOrEqual(x, c), 0, x) and its like: what exporters make of a threshold."""
+    if len(seen.node.input) != 3:
+        return
+    condition = seen.neighbours.producers.get(seen.node.input[0])
+    if condition is None or condition.op_type not in _COMPARISONS:
+        return
+    for zero, x in (seen.node.input[1:], seen.node.input[:0:-1]):
+        value = seen.constants.value(seen.scope, zero)
+        if value is not None and value.size and not value.any() and x in condition.input:
+            raise _RefusalError(
+                f"it is a threshold already, spelled {condition.op_type} and Where: a jump of its "
+                "own, which is not changed"
+            )
+
+
+_VARIANCE = "it keeps a variance from going below 0 by rounding, and is no activation"
+# fmt: off
+INDEX_USERS = frozenset((
+    "Concat", "ConstantOfShape", "Expand", "Gather", "GatherElements", "GatherND", "OneHot", "Pad",
+    "Range", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split", "Tile", "Unsqueeze",
+))
+# fmt: on
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _RECOGNISERS: dict[str, Callable[[_Node], _Found | None]] = {
     "Relu": _relu,
     "Clip": _clip,
@@ -333,9 +388,11 @@ _RECOGNISERS: dict[str, Callable[[_Node], _Found | None]] = {
     "LeakyRelu": _leaky_relu,
     "PRelu": _prelu,
     "ThresholdedRelu": _thresholded_relu,
+    "Where": _where,
 }
 
-_HIDING = frozenset(("QLinearConv", "QLinearMatMul", "QuantizeLinear"))
+_RECURRENT = ("RNN", "GRU", "LSTM")
+_HIDING = frozenset(("QLinearConv", "QLinearMatMul", "QuantizeLinear", *_RECURRENT))
 _TELLING = _CUT_AT_ZERO | _HIDING | _RECOGNISERS.keys()
 # Position of the output's zero point among the inputs.
 _ZERO_POINT = {"QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QGemm": 8}
@@ -351,6 +408,11 @@ def _hidden_relu(seen: _Node) -> str | None:
             f"{node.op_type} has a {activation.s.decode()} fused into it, which is no node of its "
             "own: retrofit the model before it is optimised"
         )
+    if node.op_type in _RECURRENT:
+        inner = attribute_of(node, "activations")
+        if inner is not None and b"Relu" in inner.strings:
+            return f"{node.op_type} computes a Relu inside, which is no node of its own"
+        return None
     if node.op_type == "QuantizeLinear":
         producer = seen.neighbours.producers.get(node.input[0])
         zero_point = 2 if producer is not None and producer.op_type in _LINEAR else None

