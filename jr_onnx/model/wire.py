@@ -84,6 +84,18 @@ def _scan(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int,
         yield number, begin, value, at
 
 
+def runs(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields number, start and end of each stretch of fields of one number."""
+    current, begin = 0, start
+    for number, at, _, _ in _scan(content, start, end):
+        if number != current:
+            if at > begin:
+                yield current, begin, at
+            current, begin = number, at
+    if end > begin:
+        yield current, begin, end
+
+
 def splice(content: bytes, edits: Edits) -> bytes:
     """Returns the message with fields replaced.
 

@@ -11,8 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
 import onnx
@@ -144,14 +142,11 @@ def _parts(content: bytes) -> dict[str, str]:
     view = memoryview(content)
     for prefix, message, top in _messages(content):
         names = {each.number: each.name for each in message.DESCRIPTOR.fields}
-        parts = wire.fields(content, top.value, top.end)
-        for number, run in groupby(parts, key=attrgetter("number")):
+        for number, start, end in wire.runs(content, top.value, top.end):
             if message is onnx.ModelProto and number == wire.MODEL_GRAPH:
                 continue
-            together = list(run)  # fields of one number mostly stand together
             name = f"{prefix}.{names.get(number, number)}"
-            part = view[together[0].start : together[-1].end]
-            hashes.setdefault(name, hashlib.sha256()).update(part)
+            hashes.setdefault(name, hashlib.sha256()).update(view[start:end])
     return {name: hashed.hexdigest()[:16] for name, hashed in hashes.items()}
 
 
