@@ -98,8 +98,8 @@ def faster_form(result: Retrofit) -> str | None:
         return None
     return (
         "For onnxruntime, --target onnxruntime is faster and exact too: one ThresholdedRelu a site "
-        "instead of Sub, Greater and Where (a ResNet-18 on the CPU: 3% slower than without a jump "
-        "instead of 21%, docs/benchmarks/forms.md)"
+        "instead of Sub, Greater and Where (a ResNet-18 on the CPU: 6% slower than without a jump "
+        "instead of 28%, docs/benchmarks/forms.md)"
     )
 
 
