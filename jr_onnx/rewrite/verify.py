@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from jr_onnx.errors import AlreadyRetrofittedError, SessionError
-from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder, scopes
+from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder
 from jr_onnx.model.graphs import decode_node
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import FORMS, FUNCTION_DOMAIN, Jump, Spot, jump_relu
@@ -410,10 +410,13 @@ def _alone(replacement: _Replacement, element: int, original: Model, hardened: M
 def _bounds(replacement: _Replacement, original: Model) -> list[TensorProto]:
     made = {name for node in replacement.nodes for name in node.output}
     outside = {name for node in replacement.nodes for name in node.input} - made
+    bounds = sorted(outside - {"", replacement.site.x})
+    if not bounds:
+        return []  # most sites have none, and a look at the constants is a look at all nodes
     constants = Constants(original)
-    scope = next(each for each in scopes(original.proto) if each.address == replacement.site.scope)
+    scope = next(each for each in original.scopes if each.address == replacement.site.scope)
     tensors = []
-    for name in sorted(outside - {"", replacement.site.x}):
+    for name in bounds:
         value = constants.value(scope, name)
         if value is not None:
             tensors.append(numpy_helper.from_array(value, name))
