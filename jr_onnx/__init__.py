@@ -21,6 +21,7 @@ from jr_onnx.attacks import ThreatModel
 from jr_onnx.autodiff import input_gradient
 from jr_onnx.data import Dataset, load_npz
 from jr_onnx.evaluate import Evaluation, evaluate
+from jr_onnx.health import GradientHealth, gradient_health
 from jr_onnx.model import Model, load, save
 from jr_onnx.rewrite import (
     Retrofit,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "Evaluation",
+    "GradientHealth",
     "Model",
     "Retrofit",
     "Selection",
@@ -51,6 +53,7 @@ __all__ = [
     "errors",
     "evaluate",
     "find_sites",
+    "gradient_health",
     "input_gradient",
     "jump_relu",
     "load",

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jr_onnx.autodiff import InputGradient, input_gradient
-from jr_onnx.errors import ModelError
+from jr_onnx.autodiff import InputGradient, Surrogates, input_gradient
+from jr_onnx.autodiff.losses import LABELS, REFERENCE, TARGETS
+from jr_onnx.errors import ModelError, ParameterError
 from jr_onnx.model import Model, load
 from jr_onnx.session import Port, Session, batches
 
@@ -62,7 +63,7 @@ class Target:
         self._input = _only(self._forward.inputs, "input", self.model)
         _only(self._forward.outputs, "output", self.model)
         self._batch_size = batch_size
-        self._gradients: dict[str, tuple[Session, InputGradient]] = {}
+        self._gradients: dict[Any, tuple[Session, InputGradient]] = {}
 
     @property
     def provider(self) -> str:
@@ -101,39 +102,73 @@ class Target:
 
         return self._in_batches(run, x)[0]
 
-    def differentiate(self, x: Array, y: Array, *, loss: str = "cross_entropy") -> Derivative:
+    def differentiate(
+        self,
+        x: Array,
+        y: Array,
+        *,
+        loss: str = "cross_entropy",
+        surrogate: Surrogates = "exact",
+        targets: Array | None = None,
+    ) -> Derivative:
         """Runs the gradient graph.
 
         Args:
             x: `(batch, *input_shape)`, cast to the model's dtype.
-            y: int `(batch,)`, the labels.
-            loss: a name in `jr_onnx.autodiff.LOSSES`.
+            y: int `(batch,)`, the labels; for the loss `drift` the outputs to move away from.
+            loss: a name in `jr_onnx.autodiff.LOSSES`, or `cw:K`.
+            surrogate: the slope of the jumps on the way back, as `input_gradient` takes it.
+            targets: int `(batch,)`, for the losses that have a target.
 
         Raises:
             UnsupportedOpError: nodes without a gradient rule.
             DataError: x does not have the input's shape.
+            ParameterError: targets are missing, or there is no such loss or surrogate.
         """
-        session, graph = self._gradient(loss)
+        session, graph = self.gradient(loss, surrogate)
+        if TARGETS in graph.compared and targets is None:
+            raise ParameterError(f"the loss {loss} needs targets, int (batch,)")
+        given = {LABELS: y, REFERENCE: y, TARGETS: targets}
+        ports = {port.name: port for port in session.inputs}
+        names = (graph.x, *graph.compared.values())
+        more = [
+            np.asarray(given[what], ports[name].dtype if what == REFERENCE else np.int64)
+            for what, name in graph.compared.items()
+        ]
         wanted = (graph.logits, graph.loss, graph.gradient)
 
-        def run(part: Array, labels: Array) -> tuple[Array, ...]:
-            feeds = {graph.x: part, graph.labels: labels.astype(np.int64)}
-            return tuple(session.run(feeds, wanted))
+        def run(*parts: Array) -> tuple[Array, ...]:
+            return tuple(session.run(dict(zip(names, parts, strict=True)), wanted))
 
-        return Derivative(*self._in_batches(run, x, y))
+        return Derivative(*self._in_batches(run, x, *more))
 
     def loss_and_gradient(
-        self, x: Array, y: Array, *, loss: str = "cross_entropy"
+        self,
+        x: Array,
+        y: Array,
+        *,
+        loss: str = "cross_entropy",
+        surrogate: Surrogates = "exact",
+        targets: Array | None = None,
     ) -> tuple[Array, Array]:
         """Returns loss `(batch,)` and gradient (like x) of `differentiate`."""
-        _, value, gradient = self.differentiate(x, y, loss=loss)
-        return value, gradient
+        found = self.differentiate(x, y, loss=loss, surrogate=surrogate, targets=targets)
+        return found.loss, found.gradient
 
-    def _gradient(self, loss: str) -> tuple[Session, InputGradient]:
-        if loss not in self._gradients:
-            graph = input_gradient(self.model, loss=loss)
-            self._gradients[loss] = (Session(graph.model, device=self._device), graph)
-        return self._gradients[loss]
+    def gradient(
+        self, loss: str = "cross_entropy", surrogate: Surrogates = "exact"
+    ) -> tuple[Session, InputGradient]:
+        """Returns the gradient graph and its session, built once.
+
+        Raises:
+            UnsupportedOpError: nodes without a gradient rule.
+            ParameterError: there is no such loss or surrogate.
+        """
+        key = (loss, surrogate if isinstance(surrogate, str) else tuple(surrogate.items()))
+        if key not in self._gradients:
+            graph = input_gradient(self.model, loss=loss, surrogate=surrogate)
+            self._gradients[key] = (Session(graph.model, device=self._device), graph)
+        return self._gradients[key]
 
     def _in_batches(
         self, run: Callable[..., tuple[Array, ...]], x: Array, *more: Array

@@ -150,19 +150,19 @@ def test_a_rule_of_ones_own_domain_is_found_by_its_version() -> None:
 
 
 def test_an_opset_that_is_too_old_is_named(text_model: MakeModel) -> None:
-    model = text_model("g (float[N, 3] x) => (float[N, 3] z) { z = Relu(x) }", opset=8)
-    with pytest.raises(UnsupportedOpsetError, match="need opset 9 or newer, the model has 8"):
+    model = text_model("g (float[N, 3] x) => (float[N, 3] z) { z = Relu(x) }", opset=6)
+    with pytest.raises(UnsupportedOpsetError, match="need opset 7 or newer, the model has 6"):
         jr.input_gradient(model)
 
 
 def test_an_unknown_loss_is_refused(relu_model: jr.Model) -> None:
-    with pytest.raises(ParameterError, match="loss must be one of cross_entropy"):
+    with pytest.raises(ParameterError, match="loss must be one of cross_entropy, margin"):
         jr.input_gradient(relu_model, loss="mse")
 
 
 def test_two_inputs_are_refused(text_model: MakeModel) -> None:
     model = text_model("g (float[N,3] a, float[N,3] b) => (float[N,3] z) { z = Add(a, b) }")
-    with pytest.raises(ModelError, match=r"inputs \['a', 'b'\]"):
+    with pytest.raises(ModelError, match=r"one input is needed.*\['a', 'b'\]"):
         jr.input_gradient(model)
 
 

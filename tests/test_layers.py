@@ -16,7 +16,7 @@ LAYERS = (
     ("session",),
     ("rewrite", "autodiff"),
     ("target", "activations"),
-    ("attacks", "data"),
+    ("attacks", "data", "health"),
     ("evaluate",),
     ("report",),
     ("cli",),

@@ -19,11 +19,14 @@ from jr_onnx.autodiff import (
 from jr_onnx.autodiff.backward import InputGradient, input_gradient
 from jr_onnx.autodiff.losses import LOSSES
 from jr_onnx.autodiff.registry import Call, vjp
+from jr_onnx.autodiff.surrogates import SURROGATES, Surrogates
 
 __all__ = [
     "LOSSES",
+    "SURROGATES",
     "Call",
     "InputGradient",
+    "Surrogates",
     "activation",
     "conv",
     "elementwise",

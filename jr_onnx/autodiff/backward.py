@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper
 
-from jr_onnx.autodiff.emit import Emitter
-from jr_onnx.autodiff.losses import LOSSES
+from jr_onnx.autodiff.emit import Emitter, Term
+from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, find_loss
+from jr_onnx.autodiff.prepare import Prepared, prepare
 from jr_onnx.autodiff.registry import Call, Rule, find_rule, is_zero_gradient, opset_for
-from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError, UnsupportedOpsetError
-from jr_onnx.model import Constants, Model, Names, Scope, Tensor, ValueTypes, scopes
-
-_OLDEST_OPSET = 9
+from jr_onnx.autodiff.surrogates import Surrogate, Surrogates, choose
+from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError
+from jr_onnx.model import Model, Names, Tensor
+from jr_onnx.model.graphs import opset_of
 
 
 @dataclass(frozen=True)
@@ -24,116 +23,150 @@ class InputGradient:
     """A gradient graph, and the names of its inputs and outputs.
 
     Attributes:
-        model: the graph as a model of its own.
-        x: the model's input.
-        labels: int64 `(batch,)`.
-        logits: the model's output, `(batch, classes)`.
+        model: the graph as a model of its own; inputs of the original other than x stay inputs.
+        x: the input that the gradient is for.
+        compared: the names of the inputs that the loss reads, by what they are: `labels` and
+            `targets`, int64 `(batch,)`, `reference`, like the output.
+        logits: `(batch, classes)`: the model's output, or what a final softmax is given.
         loss: float `(batch,)`, per example.
         gradient: like x: d loss[i] / d x[i].
+        ending: what the model makes of the logits: `softmax`, `log_softmax`, or `logits` if it
+            gives them as they are.
+        jumps: the site paths of the jumps in the model.
     """
 
     model: Model = field(repr=False)
     x: str
-    labels: str
+    compared: Mapping[str, str]
     logits: str
     loss: str
     gradient: str
+    ending: str
+    jumps: tuple[str, ...]
 
 
-def input_gradient(model: Model, *, loss: str = "cross_entropy") -> InputGradient:
+def input_gradient(
+    model: Model,
+    *,
+    loss: str = "cross_entropy",
+    surrogate: Surrogates = "exact",
+    x: str | None = None,
+    output: str | None = None,
+) -> InputGradient:
     """Builds the graph that gives logits, loss and d loss / d input in one pass.
 
     Examples must not influence each other: the graph gives the gradient of the summed losses.
 
+    Example:
+        >>> import jr_onnx as jr
+        >>> hardened = jr.retrofit(jr.load("sample_models/lenet_mnist.onnx"), jump=1.0).model
+        >>> graph = jr.input_gradient(hardened, loss="dlr", surrogate="soft:0.3")
+        >>> graph.x, dict(graph.compared), graph.jumps
+        ('input', {'labels': 'labels'}, ('relu', 'relu_1', 'relu_2', 'relu_3'))
+
     Args:
-        model: one float input `(batch, ...)`, one float output `(batch, classes)`.
-        loss: a name in `LOSSES`.
+        model: a classifier with an output `(batch, classes)`; any output for `drift`.
+        loss: a name in `LOSSES`, or `cw:K`.
+        surrogate: the slope of the jumps on the way back: `exact`, `relu`, `identity` or
+            `soft:WIDTH`; one for all, or by site path or pattern. The way forward is not changed.
+        x: the input to differentiate by, None for the only one.
+        output: the output to differentiate, None for the only one.
 
     Raises:
-        ModelError: the model has other inputs or outputs than that.
+        ModelError: inputs or outputs are not what is needed, or do not depend on each other.
         UnsupportedOpError: nodes without a rule, all of them listed.
-        UnsupportedOpsetError: an opset older than 9.
-        ParameterError: no such loss.
+        UnsupportedOpsetError: an opset older than 7.
+        ParameterError: no such loss or surrogate, or too few classes for the loss.
     """
-    if loss not in LOSSES:
-        raise ParameterError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    if model.proto.functions:
-        inlined = onnx.inliner.inline_local_functions(model.parse())
-        model = model.derived(inlined.SerializeToString())
-    proto = model.parse()
-    scope = next(scopes(proto))
-    if scope.opset < _OLDEST_OPSET:
-        raise UnsupportedOpsetError(
-            f"{model.name}: gradients need opset {_OLDEST_OPSET} or newer, the model has "
-            f"{scope.opset}. Export it again, or run onnx.version_converter"
-        )
-    types = _Types(ValueTypes(model), Constants(model), scope)
-    x, logits = _ends(proto, model.name)
-    names = Names.of(proto)
-    emit = Emitter(names, "gradient", scope.opset)
-    labels = names.fresh("labels")
-    value, seed = LOSSES[loss](emit, logits, labels, types.of(logits))
-    cotangents = _walk_back(proto, emit, types, {logits: seed}, x)
-    if x not in cotangents:
-        raise ModelError(f"{model.name}: the output {logits!r} does not depend on the input {x!r}")
-    gradient = emit.op("Identity", cotangents[x])
-    proto.graph.node.extend(emit.nodes)
-    _declare(proto.graph, types.of(x), types.of(logits), labels, value, gradient)
-    return InputGradient(Model.of(proto, model.folder), x, labels, logits, value, gradient)
-
-
-@dataclass(frozen=True)
-class _Types:
-    """What is known of one scope's values."""
-
-    types: ValueTypes
-    constants: Constants
-    scope: Scope
-
-    def of(self, name: str) -> Tensor:
-        return self.types.of(self.scope, name)
-
-    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        return self.constants.value(self.scope, name)
-
-
-def _ends(proto: onnx.ModelProto, where: str) -> tuple[str, str]:
-    # Old exporters (IR 3) list the weights among the inputs.
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value.name for value in proto.graph.input if value.name not in weights]
-    outputs = [value.name for value in proto.graph.output]
-    if len(inputs) != 1 or len(outputs) != 1:
+    head = find_loss(loss)
+    copy = prepare(model, x=x, output=output)
+    slopes = choose(surrogate, [jump.path for jump in copy.jumps.values()])
+    names = Names.of(copy.proto)
+    emit = Emitter(names, "gradient", opset_of(copy.proto.opset_import))
+    compared = {what: names.fresh(what) for what in head.compares}
+    z = copy.logits if head.classes else copy.output
+    logits, value, seed = _loss_head(emit, head, loss, z, copy.known.tensor(z), compared)
+    cotangents = _walk_back(copy, emit, {z: seed}, slopes)
+    if copy.x not in cotangents:
         raise ModelError(
-            f"{where}: a classifier with one input and one output (the logits) is needed, got "
-            f"inputs {inputs} and outputs {outputs}"
+            f"{model.name}: the output {copy.output!r} does not depend on the input {copy.x!r}"
         )
-    return inputs[0], outputs[0]
+    gradient = emit.op("Identity", cotangents[copy.x])
+    copy.proto.graph.node.extend(emit.nodes)
+    _declare(copy, compared, logits, value, gradient, z)
+    paths = tuple(jump.path for jump in copy.jumps.values())
+    return InputGradient(
+        Model.of(copy.proto, model.folder),
+        copy.x,
+        compared,
+        logits,
+        value,
+        gradient,
+        copy.ending,
+        paths,
+    )
+
+
+def _loss_head(
+    emit: Emitter, loss: Loss, name: str, z: str, tensor: Tensor, compared: Mapping[str, str]
+) -> tuple[str, str, str]:
+    """Appends the loss; returns the names of the logits, the loss and the cotangent of z."""
+    shape = tensor.shape
+    if shape is None and not loss.classes:
+        raise ModelError(f"the rank of the output {z!r} is unknown, {name} needs it")
+    flat = loss.classes > 0 and (shape is None or len(shape) != 2)
+    logits = emit.op("Flatten", z, axis=1) if flat else z
+    classes = shape[1] if shape is not None and len(shape) > 1 else None
+    if isinstance(classes, int) and classes < loss.classes:
+        raise ParameterError(
+            f"the loss {name} needs {loss.classes} classes, the model has {classes}: take margin "
+            "or cross_entropy"
+        )
+    # float16 is lifted to float32, where the loss does not overflow.
+    element = TensorProto.DOUBLE if tensor.element == TensorProto.DOUBLE else TensorProto.FLOAT
+    term = Term(emit, logits, tensor.element or element).to(element)
+    rank = 2 if loss.classes else len(shape or ())
+    value, seed = loss.build(Head(emit, term, compared, rank))
+    seed = seed.to(tensor.element or element)
+    loss_name = emit.op("Reshape", value.name, emit.integers(-1))
+    return logits, loss_name, emit.reshape_like(seed.name, z) if flat else seed.name
 
 
 def _walk_back(
-    proto: onnx.ModelProto, emit: Emitter, types: _Types, cotangents: dict[str, str], x: str
+    copy: Prepared, emit: Emitter, cotangents: dict[str, str], slopes: Mapping[str, Surrogate]
 ) -> dict[str, str]:
+    proto, x = copy.proto, copy.x
     active = _depends_on(proto.graph, x)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[str] = []
+
+    def add(name: str, contribution: str) -> None:
+        before = cotangents.get(name)
+        cotangents[name] = emit.op("Add", before, contribution) if before else contribution
+
     for node in reversed(proto.graph.node):
         known = tuple(cotangents.get(name, "") for name in node.output)
         if not any(name in cotangents for name in node.output) or is_zero_gradient(node):
             continue
-        tensors = {name: types.of(name) for name in (*node.input, *node.output)}
+        jump = copy.jumps.get(node.output[0])
+        if jump is not None and known[0]:
+            if jump.x in active:
+                y = copy.known.tensor(node.output[0])
+                add(jump.x, jump.cotangent(emit, known[0], y, slopes[jump.path]))
+            continue
+        tensors = {name: copy.known.tensor(name) for name in (*node.input, *node.output)}
         for wrt, name in enumerate((*node.input, *_captured(node))):
             if name not in active:
                 continue
             try:
                 rule = _rule_for(node, opsets, wrt, known)
-                call = Call(node, emit, known, wrt, tensors, types.constant)
+                call = Call(node, emit, known, wrt, tensors, copy.known.constant)
                 contribution = rule(call) if any(known) else ""
             except NotImplementedError as reason:
                 problems.append(f"{_spelled(node)}: {reason}")
                 contribution = ""
-            before = cotangents.get(name)
             if contribution:
-                cotangents[name] = emit.op("Add", before, contribution) if before else contribution
+                add(name, contribution)
             elif problems:  # the walk goes on, only to find the other problems
                 cotangents.setdefault(name, "")
     if problems:
@@ -183,11 +216,18 @@ def _spelled(node: onnx.NodeProto) -> str:
 
 
 def _declare(
-    graph: onnx.GraphProto, x: Tensor, z: Tensor, labels: str, loss: str, gradient: str
+    copy: Prepared, compared: Mapping[str, str], logits: str, loss: str, gradient: str, z: str
 ) -> None:
+    graph, x, out = copy.proto.graph, copy.known.tensor(copy.x), copy.known.tensor(z)
     batch = x.shape[:1] if x.shape else None
-    element = TensorProto.DOUBLE if z.element == TensorProto.DOUBLE else TensorProto.FLOAT
+    wide = TensorProto.DOUBLE if out.element == TensorProto.DOUBLE else TensorProto.FLOAT
     value_info = helper.make_tensor_value_info
-    graph.input.append(value_info(labels, TensorProto.INT64, batch))
-    graph.output.append(value_info(loss, element, batch))
+    for what, name in compared.items():
+        if what == REFERENCE:
+            graph.input.append(value_info(name, wide, out.shape))
+        else:
+            graph.input.append(value_info(name, TensorProto.INT64, batch))
+    if logits not in {value.name for value in graph.output}:
+        graph.output.append(value_info(logits, out.element, None))
+    graph.output.append(value_info(loss, wide, batch))
     graph.output.append(value_info(gradient, x.element, x.shape))

@@ -224,7 +224,10 @@ class Term:
         holds = self.emit.op(comparison, self.name, self._lift(other).name)
         return Term(self.emit, holds, TensorProto.BOOL).to(self.element)
 
+    def like(self, value: str | float) -> Term:
+        """Returns a value of this element type by its name, or a number as a constant."""
+        name = value if isinstance(value, str) else self.emit.scalar(value, self.element)
+        return Term(self.emit, name, self.element)
+
     def _lift(self, value: Term | float) -> Term:
-        if isinstance(value, Term):
-            return value
-        return Term(self.emit, self.emit.scalar(value, self.element), self.element)
+        return value if isinstance(value, Term) else self.like(value)
