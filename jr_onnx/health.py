@@ -117,8 +117,7 @@ def _why_vanished(
 
 def _flows(target: Target, x: Array, y: Array, surrogate: Surrogates) -> Array:
     gradient = target.differentiate(x, y, loss="margin", surrogate=surrogate).gradient
-    flows: Array = gradient.reshape(len(x), -1).any(axis=1)
-    return flows
+    return np.asarray(gradient.reshape(len(x), -1).any(axis=1))
 
 
 def _are_probabilities(outputs: Array) -> bool:

@@ -6,43 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import Linear, points, random_linear
 
 import jr_onnx as jr
 from jr_onnx.attacks import PGD, Attack, Classifier, ThreatModel, parse_epsilon
 from jr_onnx.errors import DataError, ModelError, ParameterError
-from jr_onnx.target import Derivative
 
 Array = np.ndarray[Any, Any]
-
-
-class Linear:
-    """logits = (w . x + b, 0), in numpy; the gradient of the cross-entropy is known."""
-
-    def __init__(self, w: Array, b: float) -> None:
-        self.w, self.b = w, b
-        self.dtype: np.dtype[Any] = np.dtype(np.float32)
-
-    def logits(self, x: Array) -> Array:
-        margin = x @ self.w + self.b
-        return np.stack([margin, np.zeros_like(margin)], axis=1)
-
-    def differentiate(self, x: Array, y: Array, *, loss: str = "cross_entropy") -> Derivative:
-        logits = self.logits(x)
-        p = 1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))
-        slope = p - (y == 0)
-        return Derivative(logits, np.zeros(len(x)), slope[:, None] * self.w)
 
 
 @pytest.fixture(scope="module")
 def linear() -> tuple[Linear, Array, Array, Array]:
     """A linear model, points, labels, and each point's exact linf distance to the boundary."""
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=20).astype(np.float32)
-    x = rng.uniform(0.3, 0.7, (500, 20)).astype(np.float32)
-    model = Linear(w, float(-0.5 * w.sum()))
-    margin = model.logits(x)[:, 0]
-    y = (margin < 0).astype(np.int64)
-    return model, x, y, np.abs(margin) / np.abs(w).sum()
+    model = random_linear(classes=2)
+    x, y = points(model, 500)
+    return model, x, y, model.distances(x, y, dual=1)
 
 
 @pytest.mark.parametrize("random_start", [True, False])
@@ -60,7 +38,7 @@ def test_pgd_ends_at_the_vertex_of_the_cube(linear: Any) -> None:
     threat = ThreatModel(epsilon=0.05)
     x_adv = PGD(steps=40).search(model, x, y, threat, seed=0, indices=np.arange(len(x)))
     kept = distance > 0.06
-    sign = np.where(y == 0, -1, 1)[:, None] * np.sign(model.w)
+    sign = np.where(y == 0, -1, 1)[:, None] * np.sign(model.w[:, 0] - model.w[:, 1])
     np.testing.assert_allclose(x_adv[kept], (x + 0.05 * sign)[kept], atol=1e-7)
 
 
@@ -151,10 +129,10 @@ def test_distances_and_counts_are_of_what_was_returned(linear: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be a finite number > 0, got 0.0"),
-        ({"epsilon": float("nan")}, "epsilon must be a finite number"),
+        ({"epsilon": 0.0}, "epsilon must be a number > 0, or inf, got 0.0"),
+        ({"epsilon": float("nan")}, "epsilon must be a number > 0"),
         ({"epsilon": 8.0}, r"epsilon 8 is wider than the bounds \[0, 1\]"),
-        ({"epsilon": 0.1, "norm": "l7"}, "norm must be one of linf, got 'l7'"),
+        ({"epsilon": 0.1, "norm": "l7"}, "norm must be one of linf, l2, l1, got 'l7'"),
         ({"epsilon": 0.1, "bounds": (1.0, 0.0)}, "bounds must be finite and ascending"),
     ],
 )
@@ -205,7 +183,9 @@ def test_no_examples_are_refused(linear: Any) -> None:
 def test_logits_that_are_not_finite_mean_nothing(linear: Any) -> None:
     _, x, y, _ = linear
     with pytest.raises(ModelError, match="logits are not finite"):
-        PGD(steps=1).run(Linear(np.full(20, np.nan), 0.0), x, y, ThreatModel(epsilon=0.05))
+        PGD(steps=1).run(
+            Linear(np.full((20, 2), np.nan), np.zeros(2)), x, y, ThreatModel(epsilon=0.05)
+        )
 
 
 def test_a_float16_model_is_attacked_inside_the_ball_that_it_sees(linear: Any) -> None:

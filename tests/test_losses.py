@@ -22,27 +22,27 @@ Y[:10] = Z[:10].argmax(axis=1)  # some right, some wrong
 TARGETS[:10] = (Y[:10] + 1) % 6
 
 
-def _margin(z: Array) -> Array:
+def _margin(z: Array) -> Any:
     others = z.copy()
     rows = np.arange(len(z))
     others[rows, Y] = -np.inf
     return others.max(axis=1) - z[rows, Y]
 
 
-def _towards_target(z: Array) -> Array:
+def _towards_target(z: Array) -> Any:
     rows = np.arange(len(z))
     return z[rows, TARGETS] - z[rows, Y]
 
 
-def _falling(z: Array) -> Array:
+def _falling(z: Array) -> Any:
     return -np.sort(-z, axis=1)
 
 
-def _cross_entropy(z: Array) -> Array:
+def _cross_entropy(z: Array) -> Any:
     return np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), Y]
 
 
-DEFINITIONS: dict[str, Callable[[Array], Array]] = {
+DEFINITIONS: dict[str, Callable[[Array], Any]] = {
     "cross_entropy": _cross_entropy,
     "margin": _margin,
     "cw": lambda z: np.minimum(_margin(z), 0),

@@ -30,6 +30,10 @@ class Gradients(Protocol):
         """`(batch, classes)`."""
 
     @property
+    def loss(self) -> Array:
+        """`(batch,)`."""
+
+    @property
     def gradient(self) -> Array:
         """Like x."""
 
@@ -44,8 +48,13 @@ class Classifier(Protocol):
     def logits(self, x: Array) -> Array:
         """Returns `(batch, classes)`."""
 
-    def differentiate(self, x: Array, y: Array, *, loss: str = ...) -> Gradients:
-        """Returns logits, and the gradient of the loss of (x, y) for x."""
+    def differentiate(
+        self, x: Array, y: Array, *, loss: str = ..., targets: Array | None = ...
+    ) -> Gradients:
+        """Returns logits, and loss and gradient for x, of a loss in `jr_onnx.autodiff.LOSSES`.
+
+        The logits are those that the loss works on: what a final softmax is given, not gives.
+        """
 
 
 class Counts(NamedTuple):
@@ -106,10 +115,12 @@ class CountingClassifier:
             )
         return logits
 
-    def differentiate(self, x: Array, y: Array, *, loss: str = "cross_entropy") -> Gradients:
+    def differentiate(
+        self, x: Array, y: Array, *, loss: str = "cross_entropy", targets: Array | None = None
+    ) -> Gradients:
         """As the classifier's own."""
         self.gradient += len(x)
-        return self._inner.differentiate(x, y, loss=loss)
+        return self._inner.differentiate(x, y, loss=loss, targets=targets)
 
 
 class Attack(ABC):

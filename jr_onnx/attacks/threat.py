@@ -23,7 +23,7 @@ class Norm(Protocol):
         """Returns one random point of the ball around 0, float64."""
 
     def direction(self, gradient: Array) -> Array:
-        """Returns the steepest step of norm 1 for each example of a batch."""
+        """Returns a steep step of norm 1 for each example of a batch, 0 where the gradient is."""
 
     def project(self, delta: Array, epsilon: float) -> Array:
         """Returns the nearest perturbations inside the ball, for each example of a batch."""
@@ -53,7 +53,91 @@ class Linf:
         return largest
 
 
-NORMS: dict[str, Norm] = {"linf": Linf()}
+class L2:
+    """The Euclidean length."""
+
+    def sample(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
+        """Uniform in the ball: a direction, and a radius of density r^(n - 1)."""
+        point = rng.standard_normal(shape)
+        radius = epsilon * rng.random() ** (1 / max(point.size, 1))
+        drawn: Array = point * (radius / max(float(np.linalg.norm(point)), _TINY))
+        return drawn
+
+    def direction(self, gradient: Array) -> Array:
+        """The gradient, scaled to length 1; 0 stays 0."""
+        # Scaled first: squares of gradients below 1e-19 vanish in float32.
+        largest = _per_example(Linf().distance(gradient), gradient)
+        scaled = gradient / np.where(largest > 0, largest, 1)
+        length = _per_example(self.distance(scaled), scaled)
+        unit: Array = scaled / np.where(length > 0, length, 1)
+        return unit
+
+    def project(self, delta: Array, epsilon: float) -> Array:
+        """Shortens what is too long."""
+        length = _per_example(self.distance(delta), delta)
+        shorter: Array = delta * np.minimum(1, epsilon * _INSIDE / np.maximum(length, _TINY))
+        return shorter
+
+    def distance(self, delta: Array) -> Array:
+        """Square root of the sum of squares."""
+        length: Array = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(axis=1))
+        return length
+
+
+class L1:
+    """The sum of the absolute changes."""
+
+    # Share of the elements that a step moves: SLIDE (Tramer and Boneh, arXiv:1904.13000).
+    moved = 0.01
+
+    def sample(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
+        """Uniform in the ball: a point of the simplex, signs, and a radius."""
+        point = rng.standard_exponential(shape) * rng.choice([-1.0, 1.0], shape)
+        radius = epsilon * rng.random() ** (1 / max(point.size, 1))
+        drawn: Array = point * (radius / max(float(np.abs(point).sum()), _TINY))
+        return drawn
+
+    def direction(self, gradient: Array) -> Array:
+        """Equal steps along the largest elements.
+
+        The steepest step of norm 1 would move one element alone, and reach its bound soon.
+        """
+        flat = np.abs(gradient.reshape(len(gradient), -1))
+        count = max(1, round(self.moved * flat.shape[1]))
+        least = np.partition(flat, -count, axis=1)[:, -count:].min(axis=1)
+        chosen = np.sign(gradient) * (np.abs(gradient) >= _per_example(least, gradient))
+        unit: Array = chosen / _per_example(np.maximum(self.distance(chosen), 1), gradient)
+        return unit
+
+    def project(self, delta: Array, epsilon: float) -> Array:
+        """Makes all elements smaller by one amount (Duchi et al., 2008)."""
+        flat = np.abs(delta.reshape(len(delta), -1))
+        falling = -np.sort(-flat, axis=1)
+        over = np.cumsum(falling, axis=1) - epsilon * _INSIDE
+        count = np.arange(1, flat.shape[1] + 1)
+        last = (falling * count > over).sum(axis=1, keepdims=True)
+        at = np.maximum(last - 1, 0)
+        amount = np.maximum(np.take_along_axis(over, at, axis=1) / (at + 1), 0)
+        size = np.maximum(np.abs(delta) - _per_example(amount[:, 0], delta), 0)
+        shorter: Array = np.sign(delta) * size
+        return shorter
+
+    def distance(self, delta: Array) -> Array:
+        """Sum of the absolute values."""
+        total: Array = np.abs(delta.reshape(len(delta), -1)).sum(axis=1)
+        return total
+
+
+# A sum of float64 may be rounded up: what is scaled to epsilon must stay inside when measured.
+_INSIDE, _TINY = 1 - 1e-12, 1e-300
+
+
+def _per_example(values: Array, like: Array) -> Array:
+    """Shapes `(batch,)` so that it meets `(batch, ...)`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2(), "l1": L1()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +146,12 @@ class ThreatModel:
 
     Attributes:
         norm: a name in `NORMS`.
-        epsilon: radius of the ball, in raw input units (pixels of `[0, 1]`: 8 / 255 = 0.031).
+        epsilon: radius of the ball, in raw input units (pixels of `[0, 1]`: 8 / 255 = 0.031);
+            inf leaves only the bounds, for attacks that look for the smallest perturbation.
         bounds: smallest and largest value of an input element.
 
     Raises:
-        ParameterError: no such norm, epsilon not finite and positive, bounds empty, or an epsilon
+        ParameterError: no such norm, epsilon not positive, bounds empty, or a linf epsilon
             as wide as the bounds (0..255 units on `[0, 1]` data, mostly).
     """
 
@@ -77,12 +162,12 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ParameterError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if not (np.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ParameterError(f"epsilon must be a finite number > 0, got {self.epsilon}")
+        if not self.epsilon > 0:
+            raise ParameterError(f"epsilon must be a number > 0, or inf, got {self.epsilon}")
         low, high = self.bounds
         if not (np.isfinite(low) and np.isfinite(high) and low < high):
             raise ParameterError(f"bounds must be finite and ascending, got {self.bounds}")
-        if self.norm == "linf" and self.epsilon > high - low:
+        if self.norm == "linf" and high - low < self.epsilon < np.inf:
             raise ParameterError(
                 f"epsilon {self.epsilon:g} is wider than the bounds [{low:g}, {high:g}]. Give it "
                 "in the units of the input, say 8/255"
@@ -93,15 +178,14 @@ class ThreatModel:
 
         The point depends on the seed and the example's index alone, not on the batch it is in.
         """
-        noise = np.stack(
-            [
-                NORMS[self.norm].sample(
-                    x.shape[1:], self.epsilon, np.random.default_rng((seed, int(index)))
-                )
-                for index in indices
-            ]
-        )
-        return self.project(x + noise, x)
+        points = []
+        for each, index in zip(x, indices, strict=True):
+            rng = np.random.default_rng((seed, int(index)))
+            if np.isinf(self.epsilon):
+                points.append(rng.uniform(*self.bounds, x.shape[1:]))
+            else:
+                points.append(each + NORMS[self.norm].sample(x.shape[1:], self.epsilon, rng))
+        return self.project(np.stack(points), x)
 
     def project(self, point: Array, x: Array) -> Array:
         """Returns the points brought back into ball and bounds.
@@ -138,7 +222,8 @@ class ThreatModel:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the entry `threat` of the result."""
-        return {"norm": self.norm, "epsilon": self.epsilon, "bounds": list(self.bounds)}
+        epsilon = self.epsilon if np.isfinite(self.epsilon) else None
+        return {"norm": self.norm, "epsilon": epsilon, "bounds": list(self.bounds)}
 
 
 def parse_epsilon(text: str) -> float:
