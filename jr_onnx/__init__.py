@@ -17,6 +17,7 @@ References:
 """
 
 from jr_onnx import attacks, autodiff, errors
+from jr_onnx.activations import observe, quantile_jumps
 from jr_onnx.attacks import ThreatModel
 from jr_onnx.autodiff import input_gradient
 from jr_onnx.data import Dataset, load_npz
@@ -27,8 +28,10 @@ from jr_onnx.rewrite import (
     Retrofit,
     Selection,
     Verification,
+    compare_on_data,
     find_sites,
     jump_relu,
+    load_jumps,
     restore,
     retrofit,
     verify,
@@ -50,6 +53,7 @@ __all__ = [
     "__version__",
     "attacks",
     "autodiff",
+    "compare_on_data",
     "errors",
     "evaluate",
     "find_sites",
@@ -57,7 +61,10 @@ __all__ = [
     "input_gradient",
     "jump_relu",
     "load",
+    "load_jumps",
     "load_npz",
+    "observe",
+    "quantile_jumps",
     "restore",
     "retrofit",
     "save",

@@ -1,5 +1,7 @@
 """What flows into the sites: model, examples -> a histogram of the pre-activations of each site.
 
+    model, examples --observe--> Activations by site --quantile_jumps--> jump by site
+
 One pass over the data, in memory that does not grow with it. The bins are those of the float format
 itself, the leading bits of a float32: each is at most 1/512 of its value wide, at any scale.
 """
@@ -12,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jr_onnx.errors import DataError, ModelError
+from jr_onnx.errors import DataError, ModelError, ParameterError
 from jr_onnx.model import Model, with_outputs
-from jr_onnx.rewrite import Site
+from jr_onnx.rewrite import Site, find_sites, original_of
 from jr_onnx.session import Session, batches
 
 Array = np.ndarray[Any, Any]
@@ -40,15 +42,18 @@ class Activations:
         """Returns the q-quantile of the positive pre-activations, to 1/512 of its value.
 
         Args:
-            q: 0..1.
+            q: 0..1; at 0 a jump that silences none, at 1 one that silences all.
 
         Raises:
+            ParameterError: q is not in 0..1.
             DataError: none was positive.
         """
+        _check_quantile(q)
         if not self.positive:
             raise DataError("no pre-activation was above 0 on the data, so there is no quantile")
         below = np.cumsum(self.counts)
-        at = int(np.searchsorted(below, q * self.positive, side="left"))
+        # At q = 0 the first bin that has any, not the first of all.
+        at = int(np.searchsorted(below, q * self.positive, side="left" if q > 0 else "right"))
         inside = self.counts[at] or 1
         share = (q * self.positive - (below[at] - self.counts[at])) / inside
         low, high = _edge(at), _edge(at + 1)
@@ -93,6 +98,8 @@ def observe(
         SessionError: onnxruntime is not there or refuses the model or the data.
     """
     seen = [site for site in sites if len(site.scope) == 1]
+    if not seen:
+        return {}
     session = Session(with_outputs(model, [site.x for site in seen]), device=device)
     if len(session.inputs) != 1:
         names = [port.name for port in session.inputs]
@@ -108,6 +115,59 @@ def observe(
             counts[site.path] += _histogram(kept)
         progress(size)
     return {path: Activations(totals[path], int(each.sum()), each) for path, each in counts.items()}
+
+
+def quantile_jumps(
+    model: Model,
+    x: Array,
+    q: float,
+    *,
+    device: str = "auto",
+    batch_size: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """Returns each site's own jump: the q-quantile of its positive pre-activations.
+
+    One number means different things at different depths; a quantile silences the same share.
+
+    Example:
+        >>> import jr_onnx as jr
+        >>> model = jr.load("sample_models/lenet_mnist.onnx")
+        >>> x = jr.load_npz("sample_models/mnist_test.npz").x
+        >>> jumps = jr.quantile_jumps(model, x, 0.2, device="cpu")
+        >>> {path: round(jump, 2) for path, jump in jumps.items()}
+        {'relu': 0.33, 'relu_1': 1.02, 'relu_2': 0.62, 'relu_3': 0.44}
+        >>> len(jr.retrofit(model, jumps=jumps).sites)
+        4
+
+    Args:
+        model: the original, or hardened: then its original is observed. One input.
+        x: `(samples, ...)`, cast to the dtype of the input.
+        q: 0..1, the share of the positive pre-activations that the jump silences.
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: most examples in one run.
+        progress: told how many examples more are finished.
+
+    Returns:
+        The jumps by site path, for `retrofit`. Sites inside branches and functions, which cannot be
+        observed, and sites that are never above 0 on x are left out.
+
+    Raises:
+        ParameterError: q is not in 0..1.
+        ModelError: the model has several inputs.
+        NotRetrofittedError: the hardened model was changed since it was retrofitted.
+        SessionError: onnxruntime is not there or refuses the model or the data.
+    """
+    _check_quantile(q)
+    plain = original_of(model)
+    sites, _ = find_sites(plain)
+    seen = observe(plain, sites, x, device=device, batch_size=batch_size, progress=progress)
+    return {path: found.quantile(q) for path, found in seen.items() if found.positive}
+
+
+def _check_quantile(q: float) -> None:
+    if not 0 <= q <= 1:
+        raise ParameterError(f"a quantile is a number from 0 to 1, got {q}")
 
 
 def _histogram(values: Array) -> Array:

@@ -47,8 +47,8 @@ class UnsupportedOpError(ModelError):
         listed = "; ".join(self.problems)
         super().__init__(
             f"no input gradient for {len(self.problems)} node(s): {listed}. "
-            "A Softmax at the end is not needed: cut the model at its logits. For others, register "
-            "a rule with jr_onnx.autodiff.vjp"
+            "Attack it without gradients (jr_onnx.attacks.Square, HopSkipJump), or register a rule "
+            "with jr_onnx.autodiff.vjp"
         )
 
 

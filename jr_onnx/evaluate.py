@@ -1,28 +1,36 @@
-"""Models, data, attacks -> accuracies that can be defended.
+"""Models, data, a suite of attacks -> accuracies that can be defended.
 
 An example counts as robust if no attack broke it; intervals are Wilson's, comparisons are paired.
+Naive is what attacks find that follow the model's own gradient; adaptive is the worst case over
+those that know of the jump, too. Only the second says something about an attacker.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from jr_onnx import rewrite
-from jr_onnx.attacks import NORMS, PGD, Attack, AttackResult, ThreatModel
+from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
 from jr_onnx.attacks.attack import check_examples
-from jr_onnx.errors import DataError, ParameterError
+from jr_onnx.checkpoint import Checkpoint, digest
+from jr_onnx.errors import DataError
+from jr_onnx.findings import Finding, diagnose
 from jr_onnx.model import Model
+from jr_onnx.preprocess import Preprocessing, normalized
+from jr_onnx.statistics import mcnemar, paired_interval, wilson
+from jr_onnx.suites import Outcome, Suite, Trial, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 
 Array = np.ndarray[Any, Any]
-# told the role of the model, the attack, and how many examples more are finished
+# told the role of the model, the trial, and how many examples more are finished
 Progress = Callable[[str, str, int], None]
-_Z95 = 1.959963984540054
+# Share of the examples by which the gains may differ before it is called masking.
+MASKING = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,11 @@ class ModelEvaluation:
         jumps: effective jump by site path, empty for an original.
         provider: the execution provider that ran it.
         correct: bool `(samples,)`, without attack.
+        naive: bool `(samples,)`, robust to the attacks on its own gradient.
         robust: bool `(samples,)`, the worst case over all attacks.
-        attacks: what each attack found, by name.
+        outcomes: by name of the trial.
+        findings: what makes its figures doubtful.
+        complete: whether every trial of the suite was tried.
     """
 
     role: str
@@ -44,8 +55,11 @@ class ModelEvaluation:
     jumps: dict[str, rewrite.Jump]
     provider: str
     correct: Array = field(repr=False)
+    naive: Array = field(repr=False)
     robust: Array = field(repr=False)
-    attacks: dict[str, AttackResult] = field(repr=False)
+    outcomes: dict[str, Outcome] = field(repr=False)
+    findings: tuple[Finding, ...] = ()
+    complete: bool = True
 
     @property
     def clean_accuracy(self) -> float:
@@ -53,9 +67,56 @@ class ModelEvaluation:
         return float(self.correct.mean())
 
     @property
+    def naive_accuracy(self) -> float:
+        """Share that no attack on the model's own gradient broke, 0..1."""
+        return float(self.naive.mean())
+
+    @property
     def robust_accuracy(self) -> float:
         """Share that no attack broke, 0..1."""
         return float(self.robust.mean())
+
+
+class EvaluationInterrupted(KeyboardInterrupt):
+    """Ctrl-C, with what was finished before it.
+
+    Attributes:
+        partial: the evaluation as far as it went; its figures are too good.
+    """
+
+    def __init__(self, partial: Evaluation) -> None:
+        super().__init__()
+        self.partial = partial
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A change of a share from the first model to the second, on the same examples.
+
+    Attributes:
+        change: second minus first, -1..1.
+        interval: its 95% interval.
+        p_value: of McNemar's exact test.
+    """
+
+    change: float
+    interval: tuple[float, float]
+    p_value: float
+
+    @classmethod
+    def of(cls, before: Array, after: Array) -> Gain:
+        """Compares two bool `(samples,)`."""
+        lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+        change = float(after.mean()) - float(before.mean())
+        return cls(change, paired_interval(before, after), mcnemar(lost, won))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of `gain` in the result."""
+        return {
+            "change": self.change,
+            "interval": list(self.interval),
+            "p_value": self.p_value,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,47 +126,99 @@ class Evaluation:
     Attributes:
         models: the original first, where there are two.
         threat: the threat model.
+        suite: the attacks.
         seed: of all random numbers.
         x: the examples, for relative distances.
+        preprocessing: its mean and std came before the models.
     """
 
     models: tuple[ModelEvaluation, ...]
     threat: ThreatModel
+    suite: Suite
     seed: int
     x: Array = field(repr=False)
+    preprocessing: Preprocessing
 
-    @property
-    def naive_gain(self) -> float | None:
-        """Robust accuracy of the second model minus the first's, -1..1; None for one model.
+    @cached_property
+    def naive_gain(self) -> Gain | None:
+        """Gain under attacks on the model's own gradient; None for one model.
 
-        Naive: measured with plain gradient attacks, which a discontinuity such as the jump can
-        mislead (gradient masking).
+        A discontinuity such as the jump can mislead them (gradient masking).
         """
-        if len(self.models) < 2:
-            return None
-        first, second = self.models
-        return second.robust_accuracy - first.robust_accuracy
+        return self._gain("naive")
+
+    @cached_property
+    def adaptive_gain(self) -> Gain | None:
+        """Gain in the worst case; None for one model, or where the suite is not adaptive."""
+        return self._gain("robust") if self.suite.adaptive else None
 
     @property
-    def p_value(self) -> float | None:
-        """McNemar's exact test of the gain, paired per example; None for one model."""
+    def masked(self) -> bool:
+        """Whether a gain under attacks on the model's own gradient is gone under the others.
+
+        That is, whether what these still break grew by more than `MASKING` from the original to
+        the hardened model.
+        """
+        naive, adaptive = self.naive_gain, self.adaptive_gain
+        if naive is None or adaptive is None or naive.change <= 0:
+            return False
+        return adaptive.change <= 0 or naive.change - adaptive.change > MASKING
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What makes the figures doubtful, of each model and of the comparison."""
+        found = [finding for model in self.models for finding in model.findings]
+        if self.suite.left_out:
+            names = ", ".join(self.suite.left_out)
+            message = f"{names} of the suite {self.suite.name} do not know {self.threat.norm}"
+            found.append(Finding("JR005", "warning", f"{message}: they were left out"))
+        naive, adaptive = self.naive_gain, self.adaptive_gain
+        if naive and adaptive and self.masked:
+            found.append(
+                Finding(
+                    "JR004",
+                    "error",
+                    f"gradient masking: the change of {100 * naive.change:+.1f} points under "
+                    "attacks on the model's own gradient becomes "
+                    f"{100 * adaptive.change:+.1f} under the adaptive suite",
+                )
+            )
+        if adaptive and adaptive.interval[0] <= 0:
+            low, high = (100 * end for end in adaptive.interval)
+            found.append(
+                Finding(
+                    "JR003",
+                    "warning",
+                    f"no gain shown: the change of the worst case is {low:+.1f} to {high:+.1f} "
+                    "points (95%), which does not exclude zero",
+                )
+            )
+        return tuple(found)
+
+    def _gain(self, kind: str) -> Gain | None:
         if len(self.models) < 2:
             return None
-        first, second = self.models
-        lost = int((first.robust & ~second.robust).sum())
-        won = int((second.robust & ~first.robust).sum())
-        return mcnemar(lost, won)
+        first, second = (getattr(model, kind) for model in self.models)
+        return Gain.of(first, second)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result, schema `jr-onnx/evaluation/1`."""
+        naive, adaptive = self.naive_gain, self.adaptive_gain
         return {
             "schema": "jr-onnx/evaluation/1",
             "threat": self.threat.to_json(),
+            "suite": self.suite.name,
+            "complete": all(model.complete for model in self.models),
             "seed": self.seed,
             "samples": len(self.x),
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
             "models": [self._model_json(model) for model in self.models],
-            "gain": {"naive": self.naive_gain, "adaptive": None, "p_value": self.p_value},
-            "findings": [],
+            "gain": {
+                "naive": naive.to_json() if naive else None,
+                "adaptive": adaptive.to_json() if adaptive else None,
+            },
+            "findings": [finding.to_json() for finding in self.findings],
         }
 
     def _model_json(self, model: ModelEvaluation) -> dict[str, Any]:
@@ -116,24 +229,32 @@ class Evaluation:
             "provider": model.provider,
             "jumps": model.jumps,
             "clean_accuracy": model.clean_accuracy,
+            "clean_accuracy_interval": list(wilson(model.correct)),
+            "naive_accuracy": model.naive_accuracy,
             "robust_accuracy": model.robust_accuracy,
             "robust_accuracy_interval": list(wilson(model.robust)),
-            "attacks": [self._attack_json(name, found) for name, found in model.attacks.items()],
+            "attacks": [self.attack_json(each) for each in model.outcomes.values()],
         }
 
-    def _attack_json(self, name: str, found: AttackResult) -> dict[str, Any]:
+    def attack_json(self, outcome: Outcome) -> dict[str, Any]:
+        """Returns the entry of `attacks` in the result; distances are of the broken examples."""
+        found, threat = outcome.result, outcome.threat
         broken = found.correct & ~found.robust
         distance = found.distance[broken]
-        size = NORMS[self.threat.norm].distance(self.x[broken].astype(np.float64))
+        size = NORMS[threat.norm].distance(self.x[outcome.indices[broken]].astype(np.float64))
+        relative = distance[size > 0] / size[size > 0]
         return {
-            "name": name,
-            "norm": self.threat.norm,
-            "epsilon": self.threat.epsilon,
-            "gradient": "exact",
-            "robust_accuracy": float(found.robust.mean()),
+            "name": outcome.trial.name,
+            **threat.to_json(),
+            "gradient": outcome.trial.gradient,
+            "options": outcome.trial.to_json(),
+            "tried": len(outcome.indices),
+            "broken": int(broken.sum()),
+            "robust_accuracy": float(outcome.robust.mean()),
             "mean_distance": float(distance.mean()) if len(distance) else None,
             "max_distance": float(distance.max()) if len(distance) else None,
-            "mean_relative_distance": _mean_ratio(distance, size),
+            "mean_relative_distance": float(relative.mean()) if len(relative) else None,
+            "max_relative_distance": float(relative.max()) if len(relative) else None,
             "seconds": found.seconds,
             "forward_passes": found.counts.forward,
             "gradient_passes": found.counts.gradient,
@@ -146,48 +267,55 @@ def evaluate(
     y: Array,
     *,
     threat: ThreatModel,
-    attacks: Sequence[Attack] = (PGD(),),
+    suite: str | Suite = "naive",
     baseline: Model | None = None,
+    preprocessing: Preprocessing | None = None,
     device: str = "auto",
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    progress: Progress = lambda role, attack, done: None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = lambda role, trial, done: None,
 ) -> Evaluation:
     """Measures clean and robust accuracy, of the baseline too where one is given.
 
+    Both models get the same trials with the same budgets and seeds.
+
     Args:
-        model: a classifier with one input and one output (the logits).
+        model: a classifier with one input and one output.
         x: `(samples, ...)`, inside the threat model's bounds.
         y: int `(samples,)`.
         threat: norm, epsilon and bounds, in units of x.
-        attacks: what to try; an example is robust if it withstands all.
+        suite: a name in `SUITES`, or trials of one's own.
         baseline: the model before the retrofit.
+        preprocessing: its mean and std come before the models, in units of x.
         device: `auto`, `cpu` or `cuda`.
         seed: of all random numbers.
         batch_size: most examples in one run.
-        progress: told role, attack, and the number of examples just finished.
+        checkpoint: keeps finished trials, and gives back those that are finished already.
+        progress: told role, trial, and the number of examples just finished.
 
     Raises:
         DataError: the data does not fit the model or the bounds.
-        ParameterError: no attack, or two of the same name.
+        ParameterError: no such suite.
         ModelError: the model is no such classifier, or has no gradient.
         SessionError: onnxruntime is not there, or refuses the model or the device.
+        EvaluationInterrupted: Ctrl-C; it carries what was finished.
     """
     check_examples(x, y, threat)
-    names = [attack.name for attack in attacks]
-    if not names or len(set(names)) < len(names):
-        raise ParameterError(f"attacks must be one or more with different names, got {names}")
-    targets = [
-        Target(part, device=device, batch_size=batch_size)
-        for part in ((baseline, model) if baseline else (model,))
-    ]
-    for target in targets:
-        check_fit(target, x, y)
-    evaluated = tuple(
-        _evaluate_one(target, x, y, threat, attacks, seed, batch_size, progress)
-        for target in targets
-    )
-    return Evaluation(evaluated, threat, seed, x)
+    steps = preprocessing or Preprocessing()
+    pairs = []
+    for part in (baseline, model) if baseline else (model,):
+        seen = normalized(part, steps.mean, steps.std, layout=steps.layout)
+        pairs.append((part, Target(seen, device=device, batch_size=batch_size)))
+        check_fit(pairs[-1][1], x, y)
+    suite = find_suite(suite, threat.norm)
+    job = _Job(x, y, threat, suite, seed, batch_size, checkpoint, progress)
+    models: list[ModelEvaluation] = []
+    for part, target in pairs:
+        models.append(job.evaluate(part, target))
+        if not models[-1].complete:
+            raise EvaluationInterrupted(Evaluation(tuple(models), threat, suite, seed, x, steps))
+    return Evaluation(tuple(models), threat, suite, seed, x, steps)
 
 
 def check_fit(target: Target, x: Array, y: Array) -> None:
@@ -211,76 +339,100 @@ def check_fit(target: Target, x: Array, y: Array) -> None:
         )
 
 
-def wilson(successes: Array) -> tuple[float, float]:
-    """Returns the 95% Wilson score interval of a share.
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every model of an evaluation."""
 
-    Args:
-        successes: bool `(samples,)`.
+    x: Array
+    y: Array
+    threat: ThreatModel
+    suite: Suite
+    seed: int
+    batch_size: int
+    checkpoint: Checkpoint | None
+    progress: Progress
 
-    References:
-        Wilson: Probable Inference, the Law of Succession, and Statistical Inference (1927).
-    """
-    n, share = len(successes), float(successes.mean())
-    spread = _Z95**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """Returns the two-sided p-value of McNemar's exact test.
-
-    >>> mcnemar(0, 0), mcnemar(1, 7)
-    (1.0, 0.0703125)
-
-    Args:
-        lost: pairs in which only the first succeeds.
-        won: pairs in which only the second does.
-
-    References:
-        McNemar: Note on the sampling error of the difference between correlated proportions (1947).
-    """
-    total = lost + won
-    tail = sum(math.comb(total, k) for k in range(min(lost, won) + 1))
-    return min(1.0, float(2 * tail / 2**total))
-
-
-def _evaluate_one(
-    target: Target,
-    x: Array,
-    y: Array,
-    threat: ThreatModel,
-    attacks: Sequence[Attack],
-    seed: int,
-    batch_size: int,
-    progress: Progress,
-) -> ModelEvaluation:
-    jumps = rewrite.jumps_of(target.model)
-    role = "retrofitted" if jumps else "original"
-    results = {
-        attack.name: attack.run(
-            target,
-            x,
-            y,
-            threat,
-            seed=seed,
-            batch_size=batch_size,
-            progress=lambda done, name=attack.name: progress(role, name, done),  # type: ignore[misc]
+    def evaluate(self, model: Model, target: Target) -> ModelEvaluation:
+        jumps = rewrite.jumps_of(model)
+        role = "retrofitted" if jumps else "original"
+        correct = target.logits(self.x).argmax(axis=1) == self.y
+        naive, robust = correct.copy(), correct.copy()
+        outcomes: dict[str, Outcome] = {}
+        complete = True
+        for number, trial in enumerate(self.suite.trials):
+            chosen = np.flatnonzero(robust if self.suite.cascade else correct)
+            self.progress(role, trial.name, len(self.x) - len(chosen))
+            if not len(chosen):
+                continue
+            start = robust if self.suite.cascade else correct
+            try:
+                outcome = self._outcome(target, trial, number, chosen, start, role)
+            except KeyboardInterrupt:
+                complete = False
+                break
+            outcomes[trial.name] = outcome
+            robust = robust & outcome.robust
+            if trial.gradient == "exact":
+                naive = naive & outcome.robust
+        findings: tuple[Finding, ...] = ()
+        if complete:
+            findings = diagnose(target, self.x, self.y, self.threat, correct, outcomes, self.seed)
+        return ModelEvaluation(
+            role=role,
+            model=model,
+            jumps=jumps,
+            provider=target.provider,
+            correct=correct,
+            naive=naive,
+            robust=robust,
+            outcomes=outcomes,
+            findings=findings,
+            complete=complete,
         )
-        for attack in attacks
+
+    def _outcome(
+        self, target: Target, trial: Trial, number: int, chosen: Array, correct: Array, role: str
+    ) -> Outcome:
+        threat = trial.threat_model(self.threat)
+        attack, seen = trial.attack, trial.sees(target)
+        if trial.source is not None:
+            attack = Transfer(attack=attack, source=_source(target, trial.source))
+
+        def run() -> AttackResult:
+            return attack.run(
+                seen,
+                self.x[chosen],
+                self.y[chosen],
+                threat,
+                seed=self.seed + number,
+                indices=chosen,
+                batch_size=self.batch_size,
+                progress=lambda done: self.progress(role, trial.name, done),
+            )
+
+        if self.checkpoint is None:
+            result = run()
+        else:
+            key = (target.model.sha256, trial.to_json(), threat.to_json(), self.seed + number)
+            result = self.checkpoint.recall((*key, digest(self.x, self.y, chosen)), run)
+        broken = result.correct & ~result.robust
+        # A trial may look further than the threat model; only what is inside counts against it.
+        broken &= self.threat.contains(result.x_adv, self.x[chosen])
+        robust = correct.copy()
+        robust[chosen[broken]] = False
+        return Outcome(trial, threat, chosen, result, robust)
+
+
+def _source(target: Target, scale: float) -> Target:
+    """Returns the model to transfer from; for one without jumps the model itself."""
+    jumps = rewrite.jumps_of(target.model)
+    if not jumps:
+        return target
+    original = rewrite.original_of(target.model)
+    if scale == 0:
+        return target.of(original)
+    scaled = {
+        path: [scale * each for each in jump] if isinstance(jump, tuple) else scale * jump
+        for path, jump in jumps.items()
     }
-    found = list(results.values())
-    return ModelEvaluation(
-        role=role,
-        model=target.model,
-        jumps=jumps,
-        provider=target.provider,
-        correct=found[0].correct,
-        robust=np.logical_and.reduce([result.robust for result in found]),
-        attacks=results,
-    )
-
-
-def _mean_ratio(distance: Array, size: Array) -> float | None:
-    known = size > 0
-    return float((distance[known] / size[known]).mean()) if known.any() else None
+    return target.of(rewrite.retrofit(original, jumps=scaled, partial=True).model)

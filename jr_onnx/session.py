@@ -75,6 +75,10 @@ class Session:
     Args:
         model: what to run.
         device: `auto` takes CUDA where it works, else the CPU; `cpu` and `cuda` take nothing else.
+        threads: how many work on one operator on the CPU; None for one on each core.
+        batch: makes a symbolic batch this number: onnxruntime then keeps more of a convolutional
+            network, and most of its gradient, in its blocked layout. Ignored where the axis is a
+            number, or shares its symbol with an axis that is no batch.
 
     Attributes:
         provider: the execution provider that really took the model (it may leave operators
@@ -87,11 +91,23 @@ class Session:
         ParameterError: no such device.
     """
 
-    def __init__(self, model: Model, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch: int | None = None,
+    ) -> None:
         self._where = model.name
         wanted = _providers(device)
         options = _onnxruntime().SessionOptions()
         options.log_severity_level = 4  # what matters is raised; warnings would tear progress bars
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        symbol = _batch_symbol(model) if batch is not None else None
+        if symbol is not None:
+            options.add_free_dimension_override_by_name(symbol, batch)
         if model.folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path",
@@ -227,6 +243,16 @@ def _attach(options: Any, model: Model) -> None:
             names.append(tensor.name)
             values.append(_onnxruntime().OrtValue.ortvalue_from_numpy(array))
     options.add_external_initializers(names, values)
+
+
+def _batch_symbol(model: Model) -> str | None:
+    """Returns the symbol of the first axis of the first input, if no other axis has it."""
+    shapes = [value.type.tensor_type.shape.dim for value in model.proto.graph.input]
+    if not shapes or not shapes[0]:
+        return None
+    symbol = str(shapes[0][0].dim_param)
+    others = {dim.dim_param for shape in shapes for dim in shape[1:]}
+    return symbol if symbol and symbol not in others else None
 
 
 def _port(argument: Any) -> Port:

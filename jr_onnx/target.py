@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,10 @@ class Target:
         _only(self._forward.outputs, "output", self.model)
         self._batch_size = batch_size
         self._gradients: dict[Any, tuple[Session, InputGradient]] = {}
+
+    def of(self, model: Model) -> Target:
+        """Returns a target of another model, on the same device."""
+        return Target(model, device=self._device, batch_size=self._batch_size)
 
     @property
     def provider(self) -> str:
@@ -178,6 +183,34 @@ class Target:
             for parts, real in batches(self._input, self._batch_size, x, *more)
         ]
         return tuple(map(np.concatenate, zip(*results, strict=True)))
+
+
+@dataclass(frozen=True)
+class SurrogateTarget:
+    """A target whose gradients are those of a surrogate slope: what an adaptive attack sees.
+
+    Attributes:
+        target: the classifier; its logits are given as they are.
+        surrogate: the slope of the jumps on the way back, as `input_gradient` takes it.
+    """
+
+    target: Target
+    surrogate: Surrogates
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As the target's."""
+        return self.target.dtype
+
+    def logits(self, x: Array) -> Array:
+        """As the target's."""
+        return self.target.logits(x)
+
+    def differentiate(
+        self, x: Array, y: Array, *, loss: str = "cross_entropy", targets: Array | None = None
+    ) -> Derivative:
+        """As the target's, with the surrogate."""
+        return self.target.differentiate(x, y, loss=loss, surrogate=self.surrogate, targets=targets)
 
 
 def _only(ports: tuple[Port, ...], what: str, model: Model) -> Port:

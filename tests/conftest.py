@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 import pytest
@@ -23,6 +25,15 @@ def lenet() -> jr.Model:
 @pytest.fixture(scope="session")
 def mnist() -> jr.Dataset:
     return jr.load_npz(SAMPLES / "mnist_test.npz")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist: jr.Dataset) -> Path:
+    """A folder with net.onnx and test.npz (50 images), made the working directory."""
+    shutil.copy(SAMPLES / "lenet_mnist.onnx", tmp_path / "net.onnx")
+    np.savez(tmp_path / "test.npz", x=mnist.x[:50], y=mnist.y[:50])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import jr_onnx as jr
 from jr_onnx.activations import Activations, observe
 from jr_onnx.cli import Exit, run
-from jr_onnx.errors import DataError
+from jr_onnx.errors import DataError, ParameterError
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
 
@@ -78,6 +79,62 @@ def test_a_jump_by_quantile(tmp_path: Path, seen: dict[str, Activations]) -> Non
     jumps = {site["path"]: site["jump"] for site in json.loads(result.read_text())["sites"]}
     assert jumps == pytest.approx({path: each.quantile(0.2) for path, each in seen.items()})
     assert seen["relu"].silenced(jumps["relu"]) == pytest.approx(0.2, abs=2e-3)
+
+
+def test_the_quantiles_0_and_1_are_the_ends(seen, exact) -> None:  # type: ignore[no-untyped-def]
+    for path, values in exact.items():
+        low, high = seen[path].quantile(0), seen[path].quantile(1)
+        assert low <= values[values > 0].min() <= low * (1 + 1 / 256)
+        assert high * (1 - 1 / 256) <= values.max() <= high
+        assert seen[path].silenced(low) == 0
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.1, float("nan")])
+def test_a_quantile_out_of_range(lenet: jr.Model, mnist: jr.Dataset, q: float) -> None:
+    with pytest.raises(ParameterError, match=r"a quantile is a number from 0 to 1, got"):
+        jr.quantile_jumps(lenet, mnist.x, q)
+
+
+def test_quantiles_of_a_hardened_model_are_those_of_its_original(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    hardened = jr.retrofit(lenet, jump=1).model
+    found = jr.quantile_jumps(hardened, mnist.x[:50], 0.5, device="cpu")
+    assert found == jr.quantile_jumps(lenet, mnist.x[:50], 0.5, device="cpu")
+
+
+BRANCHES = """g (float[n, 2] x) => (float[n, 2] y) {
+    a = Relu(x)
+    s = ReduceMax <keepdims = 0> (x)
+    z = Sub (s, s)
+    c = GreaterOrEqual (s, z)
+    d = Neg(a)
+    e = Relu(d)
+    f = Add(a, e)
+    y = If (c) <then_branch = t () => (float[n, 2] p) { p = Relu(f) },
+                else_branch = u () => (float[n, 2] q) { q = Neg(f) }>
+}"""
+
+
+def test_sites_without_a_quantile_are_told(
+    tmp_path: Path,
+    text_model: Callable[..., jr.Model],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(text_model(BRANCHES).content)
+    x = np.random.default_rng(0).random((8, 2), np.float32)
+    np.savez("d.npz", x=x, y=np.zeros(8, np.int64))
+    assert list(jr.quantile_jumps(jr.load("m.onnx"), x, 0.5, device="cpu")) == ["a"]
+    arguments = ["retrofit", "m.onnx", "--jump-quantile", "0.5", "--data", "d.npz"]
+    told = "--jump-quantile finds no jump for e, y.then_branch>p: values in branches and functions"
+    run(arguments)
+    assert told in capsys.readouterr().err
+    assert run([*arguments, "--include", "y.*"]) == Exit.USAGE
+    assert "finds no jump for y.then_branch>p" in capsys.readouterr().err
+    run([*arguments, "--jump", "1"])
+    assert "finds no jump" not in capsys.readouterr().err
 
 
 def test_a_quantile_needs_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,15 +25,6 @@ BAD = ["retrofit", "bad.onnx", "--jump", "1"]
 WITH = [*RETROFIT, "--device", "cpu", "--steps", "1", "--data"]
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist: jr.Dataset) -> Path:
-    """A folder with net.onnx and test.npz (50 images), made the working directory."""
-    shutil.copy(SAMPLES / "lenet_mnist.onnx", tmp_path / "net.onnx")
-    np.savez(tmp_path / "test.npz", x=mnist.x[:50], y=mnist.y[:50])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -48,7 +38,7 @@ def test_the_main_job(here: Path, capsys: pytest.CaptureFixture[str], lenet: jr.
     assert "net.jr.onnx: written" in out
     assert "by CPUExecutionProvider" in out
     assert "clean accuracy" in out
-    assert "under PGD, linf 0.1" in out
+    assert "pgd, linf 0.1" in out
     assert "Naive gain" in out or "No difference that 50 examples" in out
     assert (here / "net.onnx").read_bytes() == lenet.content
     document = json.loads((here / "r.json").read_text())
@@ -173,8 +163,33 @@ HAZARDS: dict[str, tuple[Callable[[Path], None], list[str], Exit, str]] = {
         _nothing,
         ["retrofit", "net.onnx"],
         Exit.USAGE,
-        "no jump is given: pass a jump, or jumps by site",
+        "no jump is given: pass --jump, --jumps or --jump-quantile",
     ),
+    "form and target": (
+        _nothing,
+        [*RETROFIT, "--form", "mul-cast", "--target", "portable"],
+        Exit.USAGE,
+        "--target picks the form: give either --form or --target",
+    ),
+    "skip the load and run": (
+        _nothing,
+        [*WITH, "test.npz", "--skip-load"],
+        Exit.USAGE,
+        "--skip-load and --data exclude each other",
+    ),
+    "inspect a jump without data": (
+        _nothing,
+        ["inspect", "net.onnx", "--jump", "1"],
+        Exit.USAGE,
+        "--jump shows what a jump would set to 0 on examples: give --data",
+    ),
+    "a jump for an excluded site": (
+        _write("j.toml", b"relu = 1\nrelu_2 = 1\n"),
+        ["retrofit", "net.onnx", "--jumps", "j.toml", "--exclude", "relu_[2-9]"],
+        Exit.USAGE,
+        "j.toml has a jump for 'relu_2', and --exclude 'relu_[2-9]' leaves it out",
+    ),
+    "a model to stdout": (_nothing, [*RETROFIT, "-o", "-"], Exit.USAGE, "--output takes the path"),
     "no such option": (_nothing, [*RETROFIT, "--jmp"], Exit.USAGE, "No such option"),
     "no such command": (_nothing, ["retro"], Exit.USAGE, "No such command 'retro'"),
     "epsilon": (_nothing, [*RETROFIT, "--epsilon", "8"], Exit.USAGE, "wider than the bounds"),
@@ -196,7 +211,7 @@ HAZARDS: dict[str, tuple[Callable[[Path], None], list[str], Exit, str]] = {
         _data("d.npz", x=np.array([{}] * 50, object)),
         [*WITH, "d.npz"],
         Exit.ERROR,
-        "d.npz: holds Python objects",
+        "holds Python objects",
     ),
     "no such folder": (
         _nothing,
@@ -228,9 +243,10 @@ def test_a_hazard_is_told_in_one_line_and_nothing_is_written(
     before = _files(here)
     assert run(arguments) == code
     out, err = capsys.readouterr()
-    assert err.startswith("jr-onnx: error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    *warnings, error = err.splitlines()
+    assert error.startswith("jr-onnx: error: ")
+    assert all(line.startswith("jr-onnx: warning: ") for line in warnings)
+    assert message in error
     assert out == ""
     assert _files(here) == before
 
@@ -296,6 +312,75 @@ def test_the_jump_of_a_hardened_file_is_changed_in_place_with_force(here: Path) 
     assert jr.restore(jr.load(here / "net.jr.onnx")).content == (here / "net.onnx").read_bytes()
 
 
+def test_a_second_retrofit_says_which_jumps_it_drops(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(RETROFIT) == Exit.OK
+    again = ["retrofit", "net.jr.onnx", "--jump", "2", "--include", "relu_1", "-o", "two.onnx"]
+    assert run(again) == Exit.OK
+    assert "warning: relu, relu_2, relu_3 had a jump in net.jr.onnx, and no longer" in (
+        capsys.readouterr().err
+    )
+
+
+def test_jumps_of_a_file_come_before_quantiles_and_those_before_the_jump(here: Path) -> None:
+    (here / "jumps.json").write_text('{"relu": 7}')
+    arguments = ["--jumps", "jumps.json", "--jump-quantile", "0.5", "--jump", "9"]
+    assert run([*WITH[:2], *arguments, *WITH[4:], "test.npz", "--json", "r.json"]) == Exit.OK
+    sites = json.loads((here / "r.json").read_text())["sites"]
+    jumps = {site["path"]: site["jump"] for site in sites}
+    assert jumps.pop("relu") == 7
+    assert len(jumps) == 3
+    assert 9 not in jumps.values()
+
+
+def test_minus_zero_is_zero(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["retrofit", "net.onnx", "--jump", "-0.0"]) == Exit.OK
+    assert "activations replaced, jump 0 (" in capsys.readouterr().out
+
+
+def test_quiet_gives_no_hint(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*RETROFIT, "--quiet"]) == Exit.OK
+    assert "For onnxruntime" not in capsys.readouterr().out
+
+
+def test_json_on_stdout_is_alone_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = _files(here)
+    assert run(["inspect", "net.onnx", "--json", "-"]) == Exit.OK
+    out, err = capsys.readouterr()
+    assert json.loads(out)["schema"] == "jr-onnx/inspection/1"
+    assert "net.onnx: 4 sites (not hardened)" in err
+    assert run(["inspect", "net.onnx"]) == Exit.OK
+    assert "net.onnx: 4 sites (not hardened)" in capsys.readouterr().out
+    assert _files(here) == before
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "g (float[4] x) => (float[4] y) { a = Relu(x) y = acme.Magic(a) }",
+        "g (bfloat16[4] x) => (bfloat16[4] y) { y = Relu(x) }",
+    ],
+)
+def test_a_model_that_onnxruntime_cannot_load(
+    here: Path, capsys: pytest.CaptureFixture[str], text_model: MakeModel, graph: str
+) -> None:
+    proto = text_model(graph).parse()
+    proto.opset_import.add(domain="acme", version=1)
+    (here / "odd.onnx").write_bytes(proto.SerializeToString())
+    before = _files(here)
+    harden = ["retrofit", "odd.onnx", "--jump", "1"]
+    assert run(harden) == Exit.ERROR
+    err = capsys.readouterr().err
+    assert "odd.onnx: onnxruntime" in err
+    assert "--skip-load hardens it unloaded" in err
+    assert _files(here) == before
+    assert run([*harden, "--skip-load", "--json", "r.json"]) == Exit.OK
+    assert "checked by onnx.checker only, onnxruntime has not loaded it" in capsys.readouterr().out
+    assert json.loads((here / "r.json").read_text())["loaded"] is False
+    assert jr.verify(jr.load(here / "odd.onnx"), jr.load(here / "odd.jr.onnx")).equivalent
+
+
 def test_an_attack_that_breaks_nothing_is_no_error(here: Path) -> None:
     arguments = ["--data", "test.npz", "--epsilon", "1e-6", "--steps", "1", "--device", "cpu"]
     assert run([*RETROFIT, *arguments, "--json", "r.json"]) == Exit.OK
@@ -304,7 +389,7 @@ def test_an_attack_that_breaks_nothing_is_no_error(here: Path) -> None:
 
 
 def test_selection_and_jumps_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "jumps.toml").write_text("relu = 0.5\nrelu_2 = 1.5\n")
+    (here / "jumps.toml").write_text("relu = 0.5\n")
     arguments = ["--jumps", "jumps.toml", "--exclude", "relu_2", "--form", "greater-where"]
     assert run(["retrofit", "net.onnx", *arguments, "--json", "r.json"]) == Exit.OK
     assert "net.onnx: 1 of 4 activations replaced, jump 0.5 (greater-where)" in (
@@ -358,6 +443,21 @@ def test_an_interrupt_exits_with_130(
     monkeypatch.setattr("jr_onnx.rewrite.retrofit", interrupt)
     assert run(RETROFIT) == Exit.INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_package_is_imported() -> None:
+    done = _python("""
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jr_onnx.attacks":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from jr_onnx_script import main
+main()
+""")
+    assert done.returncode == Exit.INTERRUPTED
+    assert done.stderr == "jr-onnx: error: interrupted\n"
 
 
 def test_a_reader_that_leaves_is_not_taken_for_a_verdict(here: Path) -> None:

@@ -169,6 +169,13 @@ CASES: dict[str, tuple[Any, ...]] = {
                                   {"b": weight(3, 4)}),
     "einsum, alone and shared": ('h = Einsum<equation="nab,nc->nac">(y, x)', (2, 4), 12,
                                  {"y": weight(2, 3, 2)}),
+    "range 11": (
+        "s, d = Split<axis=1>(x) t = Reshape(s, n) v = Reshape(d, n) u = Exp(v) m = Mul(u, c) "
+        "e = Add(t, m) r = Range(t, e, u) h = Reshape(r, k)", (1, 2), 11,
+        {"n": np.array([], I64), "c": np.array(4.5), "k": ints(1, -1)}),
+    "concat 13, negative axis of unknown rank": (
+        "o = Shape(x) y = Reshape(x, o) a = Neg(y) b = Mul(y, y) c = Concat<axis=-1>(a, b) "
+        "h = Reshape(c, k)", (2, 3), 13, {"k": ints(2, 6)}),
     "matmul, vector right": ("h = MatMul(x, b)", (2, 3, 4), 13, {"b": weight(4)}),
     "matmul, x is the vector": (
         "v = Reshape(x, s) m = MatMul(b, v) h = Reshape(m, t)", (1, 4), 13,
@@ -182,7 +189,8 @@ CASES: dict[str, tuple[Any, ...]] = {
         {"s": ints(-1), "t": ints(1, 1)}),
 }  # fmt: skip
 FIXED = ("gather nd", "scatter", "concat 9", "reverse", "gather elements", "einsum, alone",
-         "concat unknown", "pad at run", "reflect at", "slice at", "slice without")  # fmt: skip
+         "concat unknown", "pad at run", "reflect at", "slice at", "slice without",
+         "range")  # fmt: skip
 
 
 # The reference evaluator lacks Scatter, pads of both signs, and GatherElements' negative axes:
@@ -210,3 +218,46 @@ def test_a_rule_agrees_with_finite_differences(
     body, shape, opset, weights = CASES[name]
     make, _ = case(body, shape, opset, fixed=name.startswith(FIXED), **weights)
     check(make, shape, dtype)
+
+
+def test_the_values_of_one_hot_vary() -> None:
+    """In float32 only: onnxruntime has no float64 kernel."""
+    for opset in (9, 11, 28):
+        make, shape = case(
+            "v = Reshape(x, n) o = OneHot<axis=0>(i, d, v) h = Reshape(o, k)", (1, 2), opset,
+            fixed=True, n=ints(-1), i=ints(2, 0, 1, 5), d=ints(3), k=ints(1, 12),
+        )  # fmt: skip
+        check_with_onnxruntime(make, shape)
+
+
+def check_with_onnxruntime(make: Case, shape: tuple[int, ...]) -> None:
+    """The logits are linear in x, so that float32 differences of any size are exact enough."""
+    rng = np.random.default_rng(1)
+    x, d = rng.normal(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    target = jr.Target(make("float"), device="cpu")
+    _, gradient = target.loss_and_gradient(x, np.array([2]))
+
+    def loss(t: float) -> float:
+        z = target.logits(x + np.float32(t) * d).astype(np.float64)[0]
+        return float(np.log(np.exp(z).sum()) - z[2])
+
+    slope = (loss(-0.02) - 8 * loss(-0.01) + 8 * loss(0.01) - loss(0.02)) / 0.12
+    np.testing.assert_allclose((gradient * d).sum(), slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["h = Gather<axis=1>(x, j)", "h = GatherElements<axis=1>(x, i)",
+     "h = GatherND<batch_dims=1>(x, k)"],
+)  # fmt: skip
+def test_copies_are_added_in_float16(body: str) -> None:
+    """For which onnxruntime's ScatterElements has no sum."""
+    text = f"o = Shape(x) y = Reshape(x, o) {body.replace('(x', '(y')} z = MatMul(h, w)"
+    indices = {"i": np.array([[1, 1, 0]]), "j": ints(1, 1, 0), "k": np.array([[[1], [1], [0]]])}
+    x, y = np.array([[0.5, -1.5]]), np.array([1])
+    make = model(text, "1,2", 18, w=weight(3, 4).astype(np.float16).astype(float), **indices)
+    _, expected = jr.Target(make("double"), device="cpu").loss_and_gradient(x, y)
+    half = model(text, "1,2", 18, w=weight(3, 4).astype(np.float16), **indices)
+    _, got = jr.Target(half("float16"), device="cpu").loss_and_gradient(x, y)
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got, expected, rtol=2e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,41 @@ def test_every_relu_of_the_sample_becomes_sub_greater_where(lenet: jr.Model) -> 
     assert result.skipped == ()
 
 
+def test_sites_of_equal_jump_and_type_share_their_constants(lenet: jr.Model) -> None:
+    hardened = jr.retrofit(lenet, jump=1.0, jumps={"relu_3": 0.5}).model
+    nodes = hardened.proto.graph.node
+    constants = [node.name for node in nodes if node.op_type == "Constant"]
+    assert constants == [f"jr_onnx/v1/{name}" for name in ("jump", "zero", "jump_1")]
+    subtracted = [node.input[1] for node in nodes if node.name.endswith("/sub")]
+    assert subtracted == ["jr_onnx/v1/jump:0"] * 3 + ["jr_onnx/v1/jump_1:0"]
+    assert jr.verify(lenet, hardened).equivalent
+    assert jr.restore(hardened).content == lenet.content
+
+
+def test_types_and_bodies_have_constants_of_their_own(text_model: MakeModel) -> None:
+    model = text_model(
+        """g (bool c, float[4] x, float16[4] h) => (float[4] z, float16[4] k) {
+            y = Relu(x)
+            k = Relu(h)
+            w = If (c) <then_branch = a () => (float[4] p) { q = Relu(x) p = Relu(q) },
+                        else_branch = b () => (float[4] r) { r = Neg(y) }>
+            z = Relu(w)
+        }"""
+    )
+    hardened = jr.retrofit(model, jump=1).model
+    outer = hardened.proto.graph.node
+    inner = next(node for node in outer if node.op_type == "If").attribute[0].g.node
+    names = ["jump", "zero", "jump_1", "zero_1", "jump_2", "zero_2"]
+    for nodes, expected in ((outer, names[:4]), (inner, names[4:])):
+        constants = [node.name for node in nodes if node.op_type == "Constant"]
+        assert constants == [f"jr_onnx/v1/{name}" for name in expected]
+    x, h = np.array([-1, 0.5, 1, 2], np.float32), np.array([0, 1, 2, 3], np.float16)
+    z, k = run(hardened, c=np.array(True), x=x, h=h)
+    assert (z.tolist(), k.tolist()) == ([0, 0, 0, 2], [0, 0, 2, 3])
+    assert jr.verify(model, hardened).equivalent
+    assert jr.restore(hardened).content == model.content
+
+
 def test_the_input_model_is_not_changed(lenet: jr.Model) -> None:
     before = lenet.proto.SerializeToString()
     jr.retrofit(lenet, jump=1.0)
@@ -59,8 +95,8 @@ def test_names_do_not_clash(text_model: MakeModel) -> None:
     model = text_model(
         """g (float[4] x) => (float[4] y, float[4] "jr_onnx/v1/y/where") {
             y = Relu(x)
-            "jr_onnx/v1/y/constant:0" = Neg(x)
-            "jr_onnx/v1/y/where" = Neg("jr_onnx/v1/y/constant:0")
+            "jr_onnx/v1/jump:0" = Neg(x)
+            "jr_onnx/v1/y/where" = Neg("jr_onnx/v1/jump:0")
         }"""
     )
     x = np.array([-1, 0.2, 0.5, 2], np.float32)
@@ -155,6 +191,32 @@ def test_restore_refuses_a_model_changed_since(lenet: jr.Model) -> None:
 def test_restore_refuses_a_damaged_manifest(lenet: jr.Model) -> None:
     proto = jr.retrofit(lenet, jump=1).model.parse()
     proto.metadata_props[0].value = proto.metadata_props[0].value[:100]
+    with pytest.raises(NotRetrofittedError, match=r"manifest .* is damaged"):
+        jr.restore(jr.Model(proto.SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scope", []),
+        ("scope", ["function"]),
+        ("nodes", "no base64!"),
+        ("nodes", "CgEB"),  # a node cut off
+        ("nodes", "EgJuYQ=="),  # a name, no node
+        ("nodes", ""),
+        ("sites", [["relu", "sub-greater-where", 1.0, 1.0, 1]]),
+        ("sites", [["relu", "sub-greater-where", 1.0, 1.0, -1, 5]] * 4),
+        ("sites", [["relu", "sub-greater-where", 1.0, 1.0, float("inf"), 5]] * 4),
+        ("sites", None),
+    ],
+)
+def test_restore_refuses_a_manifest_that_makes_no_sense(
+    lenet: jr.Model, key: str, value: object
+) -> None:
+    proto = jr.retrofit(lenet, jump=1).model.parse()
+    manifest = json.loads(proto.metadata_props[0].value)
+    manifest["scopes"][0][key] = value
+    proto.metadata_props[0].value = json.dumps(manifest)
     with pytest.raises(NotRetrofittedError, match=r"manifest .* is damaged"):
         jr.restore(jr.Model(proto.SerializeToString()))
 

@@ -31,6 +31,7 @@ SLOPES: dict[str, Callable[[Array], Any]] = {
     "identity": np.ones_like,
     "soft:0.5": lambda x: _soft(x, 0.5),
     "soft:0.1": lambda x: _soft(x, 0.1),
+    "soft:20%": lambda x: _soft(x, 0.2 * JUMP),
 }
 
 
@@ -149,7 +150,8 @@ def test_sites_inside_functions_have_the_paths_of_inspect() -> None:
 
 
 @pytest.mark.parametrize(
-    "surrogate", ["", "bpda", "soft", "soft:", "soft:0", "soft:-1", "soft:nan", "relu:1"]
+    "surrogate",
+    ["", "bpda", "soft", "soft:", "soft:0", "soft:-1", "soft:nan", "relu:1", "soft:%", "soft:0%"],
 )
 def test_an_unknown_surrogate_is_refused(relu_model: jr.Model, surrogate: str) -> None:
     with pytest.raises(ParameterError, match="surrogate must be one of exact, relu, identity"):

@@ -27,8 +27,8 @@ def _node(proto: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
 
 
 def _set_jump(proto: onnx.ModelProto, jump: float) -> None:
-    value = numpy_helper.from_array(np.array(jump, np.float32))
-    _node(proto, "Constant").attribute[0].t.CopyFrom(value)
+    (constant,) = (node for node in proto.graph.node if node.name == "jr_onnx/v1/jump")
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(jump, np.float32)))
 
 
 def _weight(proto: onnx.ModelProto) -> None:
@@ -41,11 +41,23 @@ def _missed_site(proto: onnx.ModelProto) -> None:
     at = next(i for i, node in enumerate(nodes) if node.name.startswith("jr_onnx/v1/relu_2/"))
     relu = onnx.helper.make_node("Relu", ["linear"], ["relu_2"], name="node_relu_2")
     del proto.graph.node[:]
-    proto.graph.node.extend([*nodes[:at], relu, *nodes[at + 5 :]])
+    proto.graph.node.extend([*nodes[:at], relu, *nodes[at + 3 :]])
 
 
 def _extra_node(proto: onnx.ModelProto) -> None:
     proto.graph.node.add(op_type="Identity", input=["logits"], output=["more"], name="spy")
+
+
+def _extra_constant(proto: onnx.ModelProto) -> None:
+    nodes = list(proto.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "jr_onnx/v1/zero")
+    spy = onnx.helper.make_node("Constant", [], ["spy"], "jr_onnx/v1/spy", value_int=1)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:at], spy, *nodes[at:]])
+
+
+def _other_constant(proto: onnx.ModelProto) -> None:
+    _node(proto, "Sub").input[1] = "jr_onnx/v1/zero:0"
 
 
 def _other_branch(proto: onnx.ModelProto) -> None:
@@ -67,6 +79,11 @@ PLANTED: dict[str, tuple[Plant, str]] = {
         "relu_2: 1 of 200[0-9]+ values differ from the jump 0.5",
     ),
     "another jump": (lambda proto: _set_jump(proto, 0.75), "relu_2: .* values differ"),
+    "another constant": (_other_constant, "relu_2: .* values differ from the jump 0.5"),
+    "extra constant": (
+        _extra_constant,
+        r"node 'jr_onnx/v1/spy' \(Constant\): a constant that no form uses",
+    ),
     "branches swapped": (_other_branch, "relu_2: .* values differ"),
     "opset": (lambda proto: setattr(proto.opset_import[0], "version", 19), r"model\.opset_import"),
     "ir version": (lambda proto: setattr(proto, "ir_version", 9), r"model\.ir_version"),
@@ -135,6 +152,20 @@ def test_nodes_that_only_behave_like_a_form_are_caught(original: jr.Model) -> No
     assert [(each.where, each.what) for each in found.differences] == [
         ("relu_2", "its nodes are not those of the form sub-greater-where")
     ]
+
+
+def test_constants_need_not_be_shared(original: jr.Model) -> None:
+    """A tool may give each site its own again; the sites compute the same."""
+    proto = jr.retrofit(original, jump=0.5).model.parse()
+    nodes = list(proto.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "jr_onnx/v1/relu_2/sub")
+    own = onnx.NodeProto()
+    own.CopyFrom(next(node for node in nodes if node.name == "jr_onnx/v1/jump"))
+    own.name, own.output[0] = "jr_onnx/v1/own", "jr_onnx/v1/own:0"
+    nodes[at].input[1] = own.output[0]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:at], own, *nodes[at:]])
+    assert jr.verify(original, jr.Model(proto.SerializeToString())).equivalent
 
 
 def test_a_field_that_onnx_does_not_know_is_caught(original: jr.Model) -> None:

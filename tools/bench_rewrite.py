@@ -3,9 +3,10 @@
     N nodes, half of them Relu  --each contender, in a process of its own-->  CPU s, peak MB
     3 GB of weights outside     --the same-->                                 CPU s, bytes read
 
-Every contender writes `Where(Greater(Sub(x, jump), 0), x, 0)`. jr_onnx also checks its result with
-onnx.checker, undoes it and compares the bytes; the others check nothing, and share one jump and one
-zero among all sites, which is their fastest way.
+Every contender writes `Where(Greater(Sub(x, jump), 0), x, 0)` at each site, with one jump and one
+zero for all. jr_onnx also finds out the element type at each site, checks its result with
+onnx.checker, undoes it and compares the bytes; the others take float32 for granted, and check
+nothing.
 
 Examples:
     python tools/bench_rewrite.py scaling

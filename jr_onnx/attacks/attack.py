@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jr_onnx.attacks.threat import ThreatModel
+from jr_onnx.attacks.threat import NORMS, ThreatModel
 from jr_onnx.errors import DataError, ModelError, ParameterError
 
 Array = np.ndarray[Any, Any]
@@ -118,15 +118,28 @@ class CountingClassifier:
     def differentiate(
         self, x: Array, y: Array, *, loss: str = "cross_entropy", targets: Array | None = None
     ) -> Gradients:
-        """As the classifier's own."""
+        """As the classifier's own; what is not finite in the gradient counts as 0.
+
+        Else the next point would be NaN, and its example pass for robust.
+        """
         self.gradient += len(x)
-        return self._inner.differentiate(x, y, loss=loss, targets=targets)
+        found = self._inner.differentiate(x, y, loss=loss, targets=targets)
+        np.nan_to_num(found.gradient, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        return found
 
 
 class Attack(ABC):
-    """An attack is a search; the base class does what must not depend on the search's honesty."""
+    """An attack is a search; the base class does what must not depend on the search's honesty.
+
+    Attributes:
+        name: as results spell it.
+        uses_gradients: whether it asks the model for more than its outputs.
+        norms: the norms it knows.
+    """
 
     name: str
+    uses_gradients: bool = True
+    norms: tuple[str, ...] = tuple(NORMS)
 
     @abstractmethod
     def search(
@@ -153,6 +166,7 @@ class Attack(ABC):
         threat: ThreatModel,
         *,
         seed: int = 0,
+        indices: Array | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         progress: Progress = lambda done: None,
     ) -> AttackResult:
@@ -164,17 +178,25 @@ class Attack(ABC):
             y: int `(batch,)`.
             threat: norm, epsilon, bounds.
             seed: of all random numbers.
+            indices: int `(batch,)`, what identifies the examples for random numbers; their
+                positions if None.
             batch_size: examples attacked together.
             progress: called with the number of examples just finished.
 
         Raises:
             DataError: x is empty or outside the bounds, or the labels do not fit it.
             ModelError: the model's logits are not finite.
+            ParameterError: the attack does not know the norm.
         """
         check_examples(x, y, threat)
+        if threat.norm not in self.norms:
+            raise ParameterError(
+                f"{self.name} knows the norms {', '.join(self.norms)}, not {threat.norm}"
+            )
         if batch_size < 1:
             raise ParameterError(f"batch_size must be at least 1, got {batch_size}")
         x = x.astype(target.dtype)
+        numbers = np.arange(len(x)) if indices is None else indices
         start = time.perf_counter()
         counting = CountingClassifier(target)
         correct = np.zeros(len(x), bool)
@@ -185,7 +207,7 @@ class Attack(ABC):
             chosen = np.arange(len(x))[batch][correct[batch]]
             if len(chosen):
                 candidates = self.search(
-                    counting, x[chosen], y[chosen], threat, seed=seed, indices=chosen
+                    counting, x[chosen], y[chosen], threat, seed=seed, indices=numbers[chosen]
                 )
                 x_adv[chosen] = _admitted(candidates, x[chosen], threat)
             progress(len(x[batch]))
@@ -212,7 +234,7 @@ def check_examples(x: Array, y: Array, threat: ThreatModel) -> None:
             f"expected examples and one integer label >= 0 for each, got x of shape {x.shape} and "
             f"y of shape {y.shape}, {y.dtype}"
         )
-    low, high = threat.bounds
+    low, high = threat.bounds_in(x.dtype)
     if not (x.min() >= low and x.max() <= high):  # NaN fails, too
         raise DataError(
             f"x ranges over [{x.min():g}, {x.max():g}], outside the bounds [{low:g}, {high:g}] of "

@@ -6,11 +6,14 @@ x_0 = x + uniform noise in the ball;  x_{t+1} = project(x_t + step_size * direct
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
+from jr_onnx.attacks.batch import check_classes_of, check_loss, climb, in_turn, radius, reseeded
+from jr_onnx.attacks.nearest import check_at_least
 from jr_onnx.attacks.threat import NORMS, ThreatModel
 from jr_onnx.errors import ParameterError
 
@@ -19,15 +22,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """PGD on the cross-entropy with the model's exact gradient.
+    """PGD with the model's exact gradient, in any norm.
 
     An example leaves the batch at its first misclassified iterate.
 
     Attributes:
-        steps: gradient steps, at least 1.
+        steps: gradient steps of each restart, at least 1.
         step_size: in input units; 2.5 epsilon / steps if None (Madry's robustness library), which
             can cross the ball.
         random_start: start at a random point of the ball instead of at x.
+        restarts: starts, each on what the ones before did not break.
+        loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
 
     References:
         Madry et al.: Towards Deep Learning Models Resistant to Adversarial Attacks
@@ -38,12 +43,16 @@ class PGD(Attack):
     steps: int = 40
     step_size: float | None = None
     random_start: bool = True
+    restarts: int = 1
+    loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ParameterError(f"steps must be at least 1, got {self.steps}")
+        check_at_least(1, steps=self.steps, restarts=self.restarts)
+        check_loss(self.loss)
         if self.step_size is not None and not self.step_size > 0:
             raise ParameterError(f"step_size must be > 0, got {self.step_size}")
+        if self.restarts > 1 and not self.random_start:
+            raise ParameterError("restarts without random_start would all be the same run")
 
     def search(
         self,
@@ -55,17 +64,32 @@ class PGD(Attack):
         seed: int,
         indices: Array,
     ) -> Array:
-        """Returns the first misclassified iterate of each example, or its last."""
-        step_size = self.step_size or 2.5 * threat.epsilon / self.steps
-        x_adv = threat.random_start(x, seed, indices) if self.random_start else x.copy()
-        alive = np.arange(len(x))
-        for _ in range(self.steps):
-            found = target.differentiate(x_adv[alive], y[alive])
-            unbroken = found.logits.argmax(axis=1) == y[alive]
-            alive = alive[unbroken]
-            if not len(alive):
-                break
-            direction = NORMS[threat.norm].direction(found.gradient[unbroken])
-            moved = x_adv[alive] + (step_size * direction).astype(x.dtype)
-            x_adv[alive] = threat.project(moved, x[alive])
-        return x_adv
+        """Returns the first misclassified iterate of each example, or its last.
+
+        Raises:
+            ParameterError: the loss needs more classes, or epsilon is inf and step_size None.
+        """
+        check_classes_of(self.name, self.loss, target, x)
+        step_size = self.step_size or 2.5 * radius(self.name, threat) / self.steps
+
+        def move(rows: Array, points: Array, loss: Array, gradient: Array) -> Array:
+            step = step_size * NORMS[threat.norm].direction(gradient)
+            moved: Array = points + step.astype(x.dtype)
+            return moved
+
+        def run(number: int, rows: Array) -> Array:
+            start = x[rows]
+            if self.random_start:
+                start = threat.random_start(start, reseeded(seed, number), indices[rows])
+            return climb(
+                target,
+                x[rows],
+                y[rows],
+                threat,
+                move,
+                start=start,
+                steps=self.steps,
+                loss=self.loss,
+            )
+
+        return in_turn(target, x, y, (partial(run, number) for number in range(self.restarts)))

@@ -6,6 +6,7 @@ point is brought back into the ball.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class Linf:
 
     def distance(self, delta: Array) -> Array:
         """Maximum of the absolute values."""
-        largest: Array = np.abs(delta).max(axis=tuple(range(1, delta.ndim)), initial=0.0)
+        largest: Array = np.abs(delta).max(axis=_all_but_first(delta), initial=0.0)
         return largest
 
 
@@ -80,7 +81,7 @@ class L2:
 
     def distance(self, delta: Array) -> Array:
         """Square root of the sum of squares."""
-        length: Array = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(axis=1))
+        length: Array = np.sqrt((delta**2).sum(axis=_all_but_first(delta)))
         return length
 
 
@@ -102,7 +103,7 @@ class L1:
 
         The steepest step of norm 1 would move one element alone, and reach its bound soon.
         """
-        flat = np.abs(gradient.reshape(len(gradient), -1))
+        flat = _flat(np.abs(gradient))
         count = max(1, round(self.moved * flat.shape[1]))
         least = np.partition(flat, -count, axis=1)[:, -count:].min(axis=1)
         chosen = np.sign(gradient) * (np.abs(gradient) >= _per_example(least, gradient))
@@ -111,7 +112,7 @@ class L1:
 
     def project(self, delta: Array, epsilon: float) -> Array:
         """Makes all elements smaller by one amount (Duchi et al., 2008)."""
-        flat = np.abs(delta.reshape(len(delta), -1))
+        flat = _flat(np.abs(delta))
         falling = -np.sort(-flat, axis=1)
         over = np.cumsum(falling, axis=1) - epsilon * _INSIDE
         count = np.arange(1, flat.shape[1] + 1)
@@ -124,12 +125,21 @@ class L1:
 
     def distance(self, delta: Array) -> Array:
         """Sum of the absolute values."""
-        total: Array = np.abs(delta.reshape(len(delta), -1)).sum(axis=1)
+        total: Array = np.abs(delta).sum(axis=_all_but_first(delta))
         return total
 
 
 # A sum of float64 may be rounded up: what is scaled to epsilon must stay inside when measured.
 _INSIDE, _TINY = 1 - 1e-12, 1e-300
+
+
+def _all_but_first(array: Array) -> tuple[int, ...]:
+    return tuple(range(1, array.ndim))
+
+
+def _flat(array: Array) -> Array:
+    # -1 is no shape for an empty batch.
+    return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
 def _per_example(values: Array, like: Array) -> Array:
@@ -200,7 +210,7 @@ class ThreatModel:
         """
         exact = x.astype(np.float64)
         delta = NORMS[self.norm].project(point.astype(np.float64) - exact, self.epsilon)
-        moved = np.clip(exact + delta, *self.bounds)
+        moved = np.clip(exact + delta, *self.bounds_in(x.dtype))
         rounded = moved.astype(x.dtype)
         outwards = np.abs(rounded.astype(np.float64) - exact) > np.abs(moved - exact)
         return np.where(outwards, np.nextafter(rounded, x), rounded)
@@ -209,12 +219,17 @@ class ThreatModel:
         """Whether each point is inside ball and bounds, judged in float64, `(batch,)`."""
         exact = point.astype(np.float64)
         axes = tuple(range(1, exact.ndim))
-        low, high = self.bounds
+        low, high = self.bounds_in(point.dtype)
         inside = np.logical_and(exact >= low, exact <= high).all(axis=axes)
         # What subtracting two float64 may round up; the points themselves lie inside.
         slack = np.finfo(np.float64).eps * max(abs(low), abs(high), 1.0)
         near = self.distance(point, x) <= self.epsilon + slack
         return np.logical_and(inside, near)
+
+    def bounds_in(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        """Returns the bounds as a dtype holds them: data at a bound was rounded like the bound."""
+        low, high = (float(np.asarray(bound, dtype)) for bound in self.bounds)
+        return low, high
 
     def distance(self, point: Array, x: Array) -> Array:
         """Distance of each point from its example in float64, `(batch,)`."""

@@ -6,17 +6,21 @@ model(x) -> logits      becomes      gradient(x, labels) -> logits, loss, d sum(
 # Importing the families registers their rules.
 from jr_onnx.autodiff import (
     activation,
+    attention,
+    contrib,
     conv,
     elementwise,
     indexing,
     linear,
     normalization,
     pooling,
+    quantization,
     reduction,
     resize,
     shape,
 )
 from jr_onnx.autodiff.backward import InputGradient, input_gradient
+from jr_onnx.autodiff.expand import expansion
 from jr_onnx.autodiff.losses import LOSSES
 from jr_onnx.autodiff.registry import Call, vjp
 from jr_onnx.autodiff.surrogates import SURROGATES, Surrogates
@@ -28,13 +32,17 @@ __all__ = [
     "InputGradient",
     "Surrogates",
     "activation",
+    "attention",
+    "contrib",
     "conv",
     "elementwise",
+    "expansion",
     "indexing",
     "input_gradient",
     "linear",
     "normalization",
     "pooling",
+    "quantization",
     "reduction",
     "resize",
     "shape",

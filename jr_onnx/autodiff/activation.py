@@ -52,7 +52,8 @@ def softsign(call: Call) -> str:
 def erf(call: Call) -> str:
     """y = 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x."""
     g, x, _ = call.terms()
-    return (g * (2 / math.sqrt(math.pi) * (-(x * x)).op("Exp"))).name
+    # The factor is in the exponent: one pass over the data less.
+    return (g * (math.log(2 / math.sqrt(math.pi)) - x * x).op("Exp")).name
 
 
 @vjp("LeakyRelu", 6, 16)
@@ -154,8 +155,13 @@ def gelu(call: Call) -> str:
 
 @vjp("Softmax", 1, 11, 13)
 def softmax(call: Call) -> str:
-    """y = e^x / sum(e^x)."""
+    """y = e^x / sum(e^x).
+
+    A row that is masked as a whole is NaN, which models replace afterwards: its g is 0, but 0 times
+    NaN would be NaN again.
+    """
     g, _, y = call.terms()
+    y = y.op("IsNaN").op("Where", 0, y)
     return (y * (g - (g * y).sum(_normalized(call)))).name
 
 

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter, Term
+from jr_onnx.autodiff.flow import captured, depends_on, spelled
 from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, find_loss
 from jr_onnx.autodiff.prepare import Prepared, prepare
 from jr_onnx.autodiff.registry import Call, Rule, find_rule, is_zero_gradient, opset_for
@@ -68,7 +69,8 @@ def input_gradient(
         model: a classifier with an output `(batch, classes)`; any output for `drift`.
         loss: a name in `LOSSES`, or `cw:K`.
         surrogate: the slope of the jumps on the way back: `exact`, `relu`, `identity` or
-            `soft:WIDTH`; one for all, or by site path or pattern. The way forward is not changed.
+            `soft:WIDTH` (`soft:0.3`, `soft:30%`); one for all, or by site path or pattern. The way
+            forward is not changed.
         x: the input to differentiate by, None for the only one.
         output: the output to differentiate, None for the only one.
 
@@ -136,7 +138,7 @@ def _walk_back(
     copy: Prepared, emit: Emitter, cotangents: dict[str, str], slopes: Mapping[str, Surrogate]
 ) -> dict[str, str]:
     proto, x = copy.proto, copy.x
-    active = _depends_on(proto.graph, x)
+    active = depends_on(proto.graph, x)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[str] = []
 
@@ -155,7 +157,7 @@ def _walk_back(
                 add(jump.x, jump.cotangent(emit, known[0], y, slopes[jump.path]))
             continue
         tensors = {name: copy.known.tensor(name) for name in (*node.input, *node.output)}
-        for wrt, name in enumerate((*node.input, *_captured(node))):
+        for wrt, name in enumerate((*node.input, *captured(node))):
             if name not in active:
                 continue
             try:
@@ -163,7 +165,7 @@ def _walk_back(
                 call = Call(node, emit, known, wrt, tensors, copy.known.constant)
                 contribution = rule(call) if any(known) else ""
             except NotImplementedError as reason:
-                problems.append(f"{_spelled(node)}: {reason}")
+                problems.append(f"{spelled(node)}: {reason}")
                 contribution = ""
             if contribution:
                 add(name, contribution)
@@ -186,33 +188,6 @@ def _rule_for(
         others = [name for name, g in zip(node.output[1:], known[1:], strict=True) if g]
         raise NotImplementedError(f"no rule for the gradient of its outputs {others}")
     return found.rule
-
-
-def _depends_on(graph: onnx.GraphProto, x: str) -> set[str]:
-    """Returns the values that vary with x, of whatever type: only named operators cut a path."""
-    active = {x}
-    for node in graph.node:
-        used = {*node.input, *_captured(node)}
-        if not is_zero_gradient(node) and not active.isdisjoint(used):
-            active.update(name for name in node.output if name)
-    return active
-
-
-def _captured(node: onnx.NodeProto) -> list[str]:
-    """Returns the names that the bodies of If, Loop and Scan use, their own values included."""
-    names: list[str] = []
-    for attribute in node.attribute:
-        bodies = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-        for body in bodies:
-            names += [output.name for output in body.output]
-            for inner in body.node:
-                names += [*inner.input, *_captured(inner)]
-    return names
-
-
-def _spelled(node: onnx.NodeProto) -> str:
-    domain = f"{node.domain}::" if node.domain else ""
-    return f"{domain}{node.op_type} {node.name or node.output[0]!r}"
 
 
 def _declare(

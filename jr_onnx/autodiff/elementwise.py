@@ -87,9 +87,12 @@ def absolute(call: Call) -> str:
 def clip(call: Call) -> str:
     """y = min(max(x, low), high): g where x = y, the bounds included.
 
-    Pixels at exactly 0 and 1 lose their gradient otherwise.
+    Pixels at exactly 0 and 1 lose their gradient otherwise. The bounds of ReLU6 are no pixels': its
+    mask is read off y, 0 at the bounds as torch has it, so that onnxruntime may fuse Conv and Clip.
     """
     emit = call.emit
+    if _bounds(call) == (0, 6):
+        return _relu6(call)
     if emit.opset >= 11:
         inside = emit.op("Equal", call.x, call.y)
     else:  # Equal knows no floats yet
@@ -107,8 +110,42 @@ def relu(call: Call) -> str:
     """
     if call.node.op_type == "ThresholdedRelu" and call.attribute("alpha", 1.0) < 0:
         raise NotImplementedError("ThresholdedRelu with a negative alpha")
+    if _has_steps(call):
+        return _where_positive(call, call.g)
     positive = call.emit.op("Greater", call.y, call.emit.scalar(0, call.element))
     return call.emit.masked(call.g, positive, call.element)
+
+
+def _relu6(call: Call) -> str:
+    if _has_steps(call):
+        below = call.emit.op("HardSigmoid", call.y, alpha=-(2.0**22), beta=6 * 2.0**22)
+        return call.emit.op("Mul", _where_positive(call, call.g), below)
+    g, _, y = call.terms()
+    return (g * (y > 0) * (y < 6)).name
+
+
+def _has_steps(call: Call) -> bool:
+    """Whether a HardSigmoid so steep that it is a step may take the place of a comparison.
+
+    It is one kernel in place of two, and onnxruntime's CPU runs it, unlike a comparison, in the
+    blocked layout of the convolutions around it.
+    """
+    return call.element == TensorProto.FLOAT and call.emit.opset < 22  # CUDA's kernel is older
+
+
+def _where_positive(call: Call, g: str) -> str:
+    """Keeps g where y > 0, for all float32 but subnormal ones, where it fades out."""
+    return call.emit.op("Mul", g, call.emit.op("HardSigmoid", call.y, alpha=2.0**127, beta=0.0))
+
+
+def _bounds(call: Call) -> tuple[float | None, float | None]:
+    """Returns the lower and upper bound of a Clip, None where it is not known."""
+    if call.emit.opset < 11:
+        return call.attribute("min"), call.attribute("max")
+    given = [*call.node.input[1:], "", ""]
+    found = [call.constants(name) if name else None for name in given[:2]]
+    low, high = (None if value is None else float(value.reshape(-1)[0]) for value in found)
+    return low, high
 
 
 @vjp("Where", 9, 16)

@@ -68,8 +68,25 @@ class Emitter(NodeBuilder):
         zero = np.zeros(1, helper.tensor_dtype_to_np_dtype(element))
         return self.op("ConstantOfShape", shape, value=numpy_helper.from_array(zero))
 
-    def scatter(self, x: str, indices: str, updates: str, *, axis: int, add: bool = False) -> str:
+    def scatter(
+        self,
+        x: str,
+        indices: str,
+        updates: str,
+        *,
+        axis: int,
+        add: bool = False,
+        element: int = TensorProto.FLOAT,
+    ) -> str:
         """Writes, or adds, updates to the indices along an axis.
+
+        Args:
+            x: what is overwritten.
+            indices: like the updates.
+            updates: what is written.
+            axis: along which the indices count.
+            add: whether to add.
+            element: of x; float16 is added in float32, as onnxruntime's CPU kernel knows no other.
 
         Raises:
             NotImplementedError: the opset has no sum.
@@ -79,7 +96,11 @@ class Emitter(NodeBuilder):
             return self.op(name, x, indices, updates, axis=axis)
         if self.opset < 16:
             raise NotImplementedError("repeated indices need ScatterElements' sum, of opset 16")
-        return self.op("ScatterElements", x, indices, updates, axis=axis, reduction="add")
+        half = element in (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        if half:
+            x, updates = (self.op("Cast", name, to=TensorProto.FLOAT) for name in (x, updates))
+        result = self.op("ScatterElements", x, indices, updates, axis=axis, reduction="add")
+        return self.op("Cast", result, to=element) if half else result
 
     def reshape_like(self, x: str, like: str) -> str:
         """Reshapes to the shape another value has at run time."""

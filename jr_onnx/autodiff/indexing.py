@@ -6,6 +6,7 @@ Of unknown sizes, GatherND, Compress: the node itself is run on the positions of
 g scattered to them.
 Pad (constant): the same pads, negative      ReverseSequence: itself      TopK: scatter to Indices
 GatherElements: scatter g                    Scatter: g with zeros; for the updates: gather g
+OneHot, for the values off and on: the sum of g where it is cold, and where it is hot
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _MOST_GATHERS = 4
 @vjp("ScatterElements", 11, 13, 16, 18, wrt=1)
 @vjp("ScatterND", 11, 13, 16, 18, wrt=1)
 @vjp("Compress", 9, 11, 28, wrt=1)
+@vjp("OneHot", 9, 11, 28, wrt=(0, 1))
 def integers(call: Call) -> str:
     """For indices: piecewise constant."""
     return ""
@@ -161,7 +163,8 @@ def gather_elements(call: Call) -> str:
     if indices is not None:
         lines = list(np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis]))
     unique = indices is not None and all(map(_all_different, lines))
-    return emit.scatter(zeros, name, call.g, axis=axis, add=not unique)
+    add, element = not unique, call.element
+    return emit.scatter(zeros, name, call.g, axis=axis, add=add, element=element)
 
 
 @vjp("GatherND", 11, 12, 13)
@@ -191,6 +194,19 @@ def top_k(call: Call) -> str:
     zeros = call.emit.zeros(call.emit.op("Shape", call.x), call.element)
     axis = call.attribute("axis", -1) % len(call.shape(call.x))
     return call.emit.scatter(zeros, call.second_output(), call.g, axis=axis)
+
+
+@vjp("OneHot", 9, 11, 28, wrt=2)
+def one_hot_values(call: Call) -> str:
+    """For the values `(off, on)`."""
+    emit, axis = call.emit, call.attribute("axis", -1)
+    zero_one = emit.constant(np.array([0, 1], np.float32))
+    hot = emit.op("OneHot", *call.node.input[:2], zero_one, axis=axis)
+    lit = emit.op("Mul", call.g, emit.op("Cast", hot, to=call.element))
+    total, on = (emit.op("ReduceSum", value, keepdims=0) for value in (call.g, lit))
+    off = emit.op("Sub", total, on)
+    column = emit.integers(1)
+    return emit.op("Concat", *(emit.op("Reshape", v, column) for v in (off, on)), axis=0)
 
 
 @vjp("Scatter", 9, 11)
@@ -276,7 +292,8 @@ def _scattered(call: Call, *, unique: bool) -> str:
     if padded:
         picked = emit.op("Cast", picked, to=TensorProto.INT64)
     zeros = emit.zeros(size, call.element)
-    flat = emit.scatter(zeros, emit.flat(picked), emit.flat(call.g), axis=0, add=not unique)
+    picked, g, element = emit.flat(picked), emit.flat(call.g), call.element
+    flat = emit.scatter(zeros, picked, g, axis=0, add=not unique, element=element)
     return emit.reshape_like(flat, call.x)
 
 

@@ -3,11 +3,14 @@
 Y = alpha A' B' + beta C:   dA' = alpha g B'^T,   dB' = alpha A'^T g,   dC = beta g
 Einsum ab,bc->ac:           ac,bc->ab for the first, ab,ac->bc for the second
 CumSum: the sum from the other end      Trilu: the same triangle of g
+Range, y[i] = start + i delta: sum(g), sum(i g), and 0 for the limit
 """
 
 from __future__ import annotations
 
 from string import ascii_letters
+
+import numpy as np
 
 from jr_onnx.autodiff.registry import Call, vjp
 from jr_onnx.model.types import Dimension, Tensor
@@ -152,3 +155,25 @@ def cum_sum(call: Call) -> str:
 def trilu(call: Call) -> str:
     """The same triangle of g."""
     return call.emit.op("Trilu", call.g, *call.node.input[1:], upper=call.attribute("upper", 1))
+
+
+@vjp("Range", 11, 27)
+def range_start(call: Call) -> str:
+    """y[i] = start + i delta, for the start."""
+    return call.emit.reduce_sum(call.g, [0], keepdims=False)
+
+
+@vjp("Range", 11, 27, wrt=1)
+def range_limit(call: Call) -> str:
+    """It only says how many: piecewise constant."""
+    return ""
+
+
+@vjp("Range", 11, 27, wrt=2)
+def range_step(call: Call) -> str:
+    """y[i] = start + i delta, for delta."""
+    emit, wide = call.emit, call.emit.constant
+    count = emit.op("Squeeze", emit.op("Shape", call.g))
+    places = emit.op("Range", wide(np.array(0)), count, wide(np.array(1)))
+    weighed = emit.op("Mul", call.g, emit.op("Cast", places, to=call.element))
+    return emit.reduce_sum(weighed, [0], keepdims=False)

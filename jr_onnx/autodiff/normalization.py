@@ -1,8 +1,9 @@
 """Normalizations, for their input.
 
 BatchNormalization (inference): g scale / sqrt(var + epsilon)
-InstanceNormalization, GroupNormalization, LayerNormalization, with x^ = (x - mean) / deviation:
+InstanceNormalization, LayerNormalization, with x^ = (x - mean) / deviation:
     dx^ = g scale,   dx = (dx^ - mean(dx^) - x^ mean(dx^ x^)) / deviation
+GroupNormalization: written as InstanceNormalization of the groups
 RMSNormalization, with x^ = x / rms:    dx = (dx^ - x^ mean(dx^ x^)) / rms
 LRN, y = x d^-beta, d = bias + alpha mean(x^2) over neighbouring channels:
     dx = g d^-beta - 2 alpha beta x mean(g y / d)
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnx import TensorProto
+import numpy as np
+from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Term
+from jr_onnx.autodiff.expand import expansion
 from jr_onnx.autodiff.registry import Call, vjp
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -49,29 +52,48 @@ def instance_normalization(call: Call) -> str:
     return _like_x(call, _standardized(call, g, x.reshape(*channels), [2]))
 
 
-@vjp("GroupNormalization", 18)
-def group_normalization_by_group(call: Call) -> str:
-    """Each group of channels of each example is standardized; scale `(groups)`."""
-    g, x, scale = _inputs(call)
-    groups = (0, call.attribute("num_groups"), -1)
-    g = g.reshape(*groups) * scale.reshape(-1, 1)
-    return _like_x(call, _standardized(call, g, x.reshape(*groups), [2]))
+@expansion("GroupNormalization", 18, 21)
+def group_normalization(call: Call) -> list[Term]:
+    """Each group of channels of each example is standardized, as if it were one channel.
 
-
-@vjp("GroupNormalization", 21)
-def group_normalization(call: Call) -> str:
-    """Each group of channels of each example is standardized; scale `(channels)`."""
-    g, x, scale = _inputs(call)
-    groups = (0, call.attribute("num_groups"), -1)
-    g = (g.reshape(0, 0, -1) * scale.reshape(-1, 1)).reshape(*groups)
-    return _like_x(call, _standardized(call, g, x.reshape(*groups), [2]))
+    Written out, because onnx infers no type for the output. Scale and bias are `(groups)`, from
+    opset 21 on `(channels)`.
+    """
+    x, scale, bias = (call.term(name) for name in call.node.input)
+    element, groups = _lifted(x.element), call.attribute("num_groups")
+    scale, bias = scale.to(element), bias.to(element)
+    plain = np.ones(groups, helper.tensor_dtype_to_np_dtype(element))
+    if call.emit.opset < 21:
+        inner = [scale, bias]
+    else:
+        inner = [scale.like(call.emit.constant(value)) for value in (plain, 0 * plain)]
+    y = x.to(element).reshape(0, groups, -1)
+    y = y.op("InstanceNormalization", *inner, epsilon=call.number("epsilon", 1e-5))
+    if call.emit.opset >= 21:
+        channels = call.static(call.shape(call.node.input[1]), "the number of channels")
+        y = y.reshape(0, *channels, -1) * scale.reshape(-1, 1) + bias.reshape(-1, 1)
+    return [Term(call.emit, call.emit.reshape_like(y.name, x.name), element).to(x.element)]
 
 
 @vjp("LayerNormalization", 17)
 def layer_normalization(call: Call) -> str:
     """The axes from `axis` on are standardized; the scale is broadcast."""
     g, x, scale = _inputs(call)
-    return _back(call, _standardized(call, g * scale, x, _axes_from(call)))
+    axes, g = _axes_from(call), g * scale
+    if x.element != TensorProto.FLOAT:  # the statistics are float32 whatever x is
+        return _back(call, _standardized(call, g, x, axes))
+    _, mean, inverse = (Term(call.emit, name, x.element) for name in _with_statistics(call))
+    unit = (x - mean) * inverse
+    return _back(call, (g - g.mean(axes) - unit * (g * unit).mean(axes)) * inverse)
+
+
+def _with_statistics(call: Call) -> list[str]:
+    """Returns the outputs of a LayerNormalization: y, mean, 1 / deviation, added where needed."""
+    outputs = call.node.output
+    outputs.extend([""] * (3 - len(outputs)))
+    for index, what in ((1, "mean"), (2, "inverse_deviation")):
+        outputs[index] = outputs[index] or call.emit.name(what)
+    return list(outputs)
 
 
 @vjp("RMSNormalization", 23)
@@ -137,12 +159,13 @@ def _axes_from(call: Call) -> list[int]:
 
 def _inputs(call: Call) -> tuple[Term, Term, Term]:
     """Returns g, x and the scale in one element type, float32 for halves."""
-    element = call.term(call.x).element
-    lifted = TensorProto.FLOAT if element in _HALF else element
-    # onnx infers no type for the output of GroupNormalization.
-    g = Term(call.emit, call.g, call.tensors[call.y].element or element)
-    x, scale = call.term(call.x), call.term(call.node.input[1])
+    g, x, scale = call.term(call.g), call.term(call.x), call.term(call.node.input[1])
+    lifted = _lifted(x.element)
     return g.to(lifted), x.to(lifted), scale.to(lifted)
+
+
+def _lifted(element: int) -> int:
+    return TensorProto.FLOAT if element in _HALF else element
 
 
 def _like_x(call: Call, gradient: Term) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
-from jr_onnx.autodiff.conv import Windows, spread
+from jr_onnx.autodiff.conv import BLOCK, Windows, spread
+from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.autodiff.reduction import averaged, norm_slope, shared_among_equals
 from jr_onnx.autodiff.registry import Call, vjp
 
@@ -23,8 +26,17 @@ _TO_THE_END = np.iinfo(np.int64).max
 
 @vjp("GlobalAveragePool", 1, 22)
 def global_average_pool(call: Call) -> str:
-    """The mean over space."""
-    return averaged(call, call.g)
+    """The mean over space.
+
+    Where the convolutions before it are in blocks, so is this: a convolution of one pixel brings g
+    into onnxruntime's blocked layout, in which the upsampling and what follows then stay.
+    """
+    channels, *size = call.shape(call.x)[1:]
+    if not _is_blocked(call, channels, size) or call.emit.opset < 13:
+        return averaged(call, call.g)
+    scale = np.full((channels, 1, 1, 1), 1 / np.prod(size), np.float32)
+    pixel = call.emit.op("Conv", call.g, call.emit.constant(scale), group=channels)
+    return enlarged(call.emit, pixel, size)
 
 
 @vjp("GlobalMaxPool", 1, 22)
@@ -68,12 +80,18 @@ def lp_pool(call: Call) -> str:
 
 @vjp("MaxPool", 8, 10, 11, 12, 22)
 def max_pool(call: Call) -> str:
-    """Scatters g to the `Indices` of the forward node, which count in the flat input.
+    """g to the first element of each window that is the maximum, as torch has it.
+
+    Scatters g to the `Indices` of the forward node, which count in the flat input; windows that
+    tile the input are compared with it instead, because Indices keep the forward node from
+    onnxruntime's fast kernels.
 
     Where windows share elements, and the opset's scatter cannot add, every so-many-th window on
     each axis shares none: each such subset is scattered by itself, and the results are added.
     """
     emit = call.emit
+    if tiles := _tiles(call):
+        return _first_maxima(call, *tiles)
     _count_by_rows(call)
     apart = _apart(call)
     indices, size = call.second_output(), emit.flat(emit.op("Size", call.x))
@@ -95,6 +113,69 @@ def max_pool(call: Call) -> str:
 def old_max_pool(call: Call) -> str:
     """Opset 7 has no Indices."""
     raise NotImplementedError("MaxPool gives Indices from opset 8 on")
+
+
+def _tiles(call: Call) -> tuple[list[int], list[int]] | None:
+    """Returns the kernel and the number of windows of a picture, where they tile it from 0 on."""
+    kernel = list(call.attribute("kernel_shape"))
+    # Until opset 12 Resize needs a region of interest.
+    if call.emit.opset < 13 or call.element != TensorProto.FLOAT or len(kernel) != 2:
+        return None
+    if len(call.node.output) > 1 and call.node.output[1]:
+        return None
+    size, number = call.shape(call.x)[2:], call.shape(call.y)[2:]
+    if not all(isinstance(length, int) for length in (*size, *number)):
+        return None
+    apart = list(call.attribute("strides", [1, 1])) == kernel
+    whole = call.attribute("dilations", [1, 1]) == [1, 1] and not any(call.attribute("pads", [0]))
+    inside = all(n * k <= length for n, k, length in zip(number, kernel, size, strict=True))
+    same = call.attribute("auto_pad", "NOTSET").startswith("SAME") and any(
+        length % k for length, k in zip(size, kernel, strict=True)
+    )
+    return (kernel, list(number)) if apart and whole and inside and not same else None
+
+
+def _first_maxima(call: Call, kernel: list[int], number: list[int]) -> str:
+    """Masks of the windows' maxima, weighted by rank in the window, pooled and compared again.
+
+    y repeated = x says where a maximum is, the largest of these ranks which of them comes first.
+    """
+    emit, size = call.emit, call.shape(call.x)[2:]
+    covered = [n * k for n, k in zip(number, kernel, strict=True)]
+    cut = covered != list(size)
+    x = emit.slice(call.x, [0, 0], covered, [2, 3]) if cut else call.x
+    ranks = np.arange(math.prod(kernel), 0, -1).astype(np.float32).reshape(kernel)
+    is_maximum = _equal(call, x, enlarged(emit, call.y, kernel))
+    ranked = emit.op("Mul", is_maximum, emit.constant(np.tile(ranks, (1, 1, *number))))
+    first = emit.op("MaxPool", ranked, kernel_shape=kernel, strides=kernel)
+    chosen = _equal(call, ranked, enlarged(emit, first, kernel))
+    gradient = emit.op("Mul", chosen, enlarged(emit, call.g, kernel))
+    rest = [length - c for length, c in zip(size, covered, strict=True)]
+    return emit.pad(gradient, [0] * 6 + rest) if cut else gradient
+
+
+def _equal(call: Call, a: str, b: str) -> str:
+    """1 where the values are equal, else 0."""
+    return call.emit.op("Cast", call.emit.op("Equal", a, b), to=call.element)
+
+
+def enlarged(emit: Emitter, x: str, by: Sequence[int]) -> str:
+    """Repeats each pixel of a picture so many times, its neighbours together."""
+    return emit.op(
+        "Resize",
+        x,
+        "",
+        emit.constant(np.array([1, 1, *by], np.float32)),
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def _is_blocked(call: Call, channels: Any, size: Sequence[Any]) -> bool:
+    fits = isinstance(channels, int) and channels % BLOCK == 0 and len(size) == 2
+    static = all(isinstance(length, int) for length in size)
+    return fits and static and call.element == TensorProto.FLOAT
 
 
 def _counts(call: Call, windows: Windows, *, ceil: bool) -> np.ndarray[Any, Any]:

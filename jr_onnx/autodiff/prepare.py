@@ -16,6 +16,8 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper
 
+from jr_onnx.autodiff.expand import expand
+from jr_onnx.autodiff.fold import fold
 from jr_onnx.autodiff.jumps import PATH_KEY, Jump, find_jumps
 from jr_onnx.errors import ModelError, UnsupportedOpsetError
 from jr_onnx.model import (
@@ -97,12 +99,15 @@ def prepare(model: Model, *, x: str | None = None, output: str | None = None) ->
     proto = model.parse()
     _lift(proto, model.name)
     proto = _inlined(proto)
+    fold(proto)
     graph = proto.graph
     # Old exporters (IR 3) list the weights among the inputs.
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in weights]
     x = _one_of(inputs, x, "input", model.name)
     output = _one_of([value.name for value in graph.output], output, "output", model.name)
+    proto = expand(proto, x)
+    graph = proto.graph
     known = Known.of(Model.of(proto, model.folder))
     jumps = find_jumps(graph, known.constant, x)
     for jump in jumps:

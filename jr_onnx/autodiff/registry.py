@@ -38,9 +38,9 @@ _rules: dict[tuple[str, str, int, int], Registered] = {}
 # Piecewise constant, or about shapes: the gradient is zero by definition, not by omission.
 # fmt: off
 ZERO_GRADIENT = frozenset((
-    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "Floor", "Greater",
-    "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "OneHot", "Or",
-    "Range", "Round", "Shape", "Sign", "Size", "Xor",
+    "And", "ArgMax", "ArgMin", "BitShift", "Ceil", "ConstantOfShape", "Equal", "EyeLike", "Floor",
+    "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonZero", "Not", "Or",
+    "RandomNormalLike", "RandomUniformLike", "Round", "Shape", "Sign", "Size", "Xor",
 ))
 # fmt: on
 
@@ -193,6 +193,16 @@ def vjp(
     return register
 
 
+def registered() -> dict[tuple[str, str, int], frozenset[int] | None]:
+    """Returns (domain, op_type, since-version) -> the inputs that have a rule, None for any."""
+    found: dict[tuple[str, str, int], frozenset[int] | None] = {}
+    for domain, op_type, since, index in sorted(_rules):
+        known: frozenset[int] | None = found.get((domain, op_type, since), frozenset())
+        if known is not None:
+            found[domain, op_type, since] = None if index == _ANY_INPUT else known | {index}
+    return found
+
+
 def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Registered | None:
     """Returns the rule for a node, None where there is none.
 
@@ -201,13 +211,21 @@ def find_rule(node: onnx.NodeProto, opsets: dict[str, int], wrt: int) -> Registe
         opsets: the model's version of each domain.
         wrt: the input whose cotangent is asked for.
     """
-    opset, domain = opset_for(node, opsets), _domain(node)
-    try:
-        since = onnx.defs.get_schema(node.op_type, opset, domain).since_version
-    except onnx.defs.SchemaError:
-        since = opset  # a domain unknown to onnx: registered by the version it is imported with
+    domain, since = _domain(node), since_version(node, opsets)
     exact = _rules.get((domain, node.op_type, since, wrt))
     return exact or _rules.get((domain, node.op_type, since, _ANY_INPUT))
+
+
+def since_version(node: onnx.NodeProto, opsets: dict[str, int]) -> int:
+    """Returns the opset that the operator got its present meaning in.
+
+    For operators that onnx does not know, it is the version that the model imports.
+    """
+    opset = opset_for(node, opsets)
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset, _domain(node)).since_version)
+    except onnx.defs.SchemaError:
+        return opset
 
 
 def opset_for(node: onnx.NodeProto, opsets: dict[str, int]) -> int:

@@ -54,7 +54,8 @@ def _part_at_run_time(call: Call) -> str:
     emit, axis = call.emit, call.attribute("axis")
     if emit.opset < 10:
         raise NotImplementedError("sizes unknown before run time need Slice of opset 10")
-    where = axis if axis >= 0 else axis + len(call.shape(call.y))
+    # Gather takes negative indices from opset 11 on.
+    where = axis if axis >= 0 or emit.opset >= 11 else axis + len(call.shape(call.y))
     begin = emit.integers(0)
     for name in call.node.input[: call.wrt]:
         begin = emit.op("Add", begin, _length(call, name, where))

@@ -8,7 +8,8 @@ t is worth t. An attack may take another one (BPDA, arXiv:1802.00420):
     identity    1
     soft:T      s + x s (1 - s) / T                  that of x s, s = sigmoid((x - t) / T)
 
-The soft slope carries the step itself, spread over a few T, in units of the activations.
+The soft slope carries the step itself, spread over a few T. T is in units of the activations, or a
+share of the jump: `soft:30%`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fnmatch import fnmatchcase
 from jr_onnx.autodiff.emit import Term
 from jr_onnx.errors import ParameterError
 
-SURROGATES = ("exact", "relu", "identity", "soft:WIDTH")
+SURROGATES = ("exact", "relu", "identity", "soft:WIDTH", "soft:PERCENT%")
+# The least width, for a share of a jump that is 0: a step for all that float32 can tell.
+_NARROW = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,27 @@ class Surrogate:
     Attributes:
         name: `exact`, `relu`, `identity` or `soft`.
         width: T of `soft`, in units of the activations; 0 for the others.
+        relative: whether the width is a share of the jump instead.
     """
 
     name: str
     width: float = 0.0
+    relative: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Surrogate:
-        """Reads `exact`, `relu`, `identity`, or `soft:0.3`.
+        """Reads `exact`, `relu`, `identity`, `soft:0.3`, or `soft:30%`.
 
         Raises:
             ParameterError: it is none of these, or the width is not finite and positive.
         """
         name, colon, width = text.partition(":")
+        relative = width.endswith("%")
         try:
-            found = cls(name, float(width) if colon else 0.0)
+            number = float(width.removesuffix("%")) if colon else 0.0
         except ValueError:
-            found = cls("", 0.0)
+            name, number = "", 0.0
+        found = cls(name, number / 100 if relative else number, relative)
         soft = found.name == "soft" and math.isfinite(found.width) and found.width > 0
         if not soft and (colon or name not in SURROGATES[:3]):
             raise ParameterError(
@@ -64,8 +71,9 @@ class Surrogate:
             return x > 0
         if self.name == "exact":
             return x > threshold
-        s = ((x - threshold) / self.width).op("Sigmoid")
-        return s + x * (s * (1 - s)) / self.width
+        width = (self.width * threshold).op("Max", _NARROW) if self.relative else self.width
+        s = ((x - threshold) / width).op("Sigmoid")
+        return s + x * (s * (1 - s)) / width
 
 
 EXACT = Surrogate("exact")

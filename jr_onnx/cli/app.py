@@ -6,14 +6,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextvars import copy_context
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
-from jr_onnx.cli.commands import inspect, restore, retrofit, verify
+from jr_onnx.cli.attacking import attack, evaluate
+from jr_onnx.cli.commands import inspect, restore, verify
 from jr_onnx.cli.console import complain
 from jr_onnx.cli.options import show_version
+from jr_onnx.cli.retrofitting import retrofit
 from jr_onnx.errors import JrOnnxError, ParameterError, PostconditionError
 
 
@@ -31,13 +34,17 @@ class Exit(IntEnum):
 
 app = typer.Typer(name="jr-onnx", no_args_is_help=True, rich_markup_mode="rich")
 app.callback()(show_version)
-for command in (inspect, retrofit, restore, verify):
+for command in (inspect, retrofit, restore, verify, attack, evaluate):
     app.command()(command)
 
 
 def main() -> NoReturn:
     """Runs the command line and exits."""
     sys.exit(run(sys.argv[1:]))
+
+
+def _command_line(arguments: list[str]) -> Any:
+    return app(arguments, prog_name="jr-onnx", standalone_mode=False)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -50,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
         A value of `Exit`.
     """
     try:
-        code = int(app(list(arguments), prog_name="jr-onnx", standalone_mode=False) or Exit.OK)
+        # A context of its own: options that say where the text goes hold for this run only.
+        code = int(copy_context().run(_command_line, list(arguments)) or Exit.OK)
         sys.stdout.flush()
     except (SystemExit, BrokenPipeError) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):

@@ -8,43 +8,31 @@ from typing import Annotated
 import typer
 
 from jr_onnx import report, rewrite
-from jr_onnx import session as sessions
 from jr_onnx.activations import observe
-from jr_onnx.attacks import PGD, ThreatModel, parse_epsilon
-from jr_onnx.cli.console import bars, require_distinct, say, write_json
+from jr_onnx.cli.console import require_distinct, require_json, say, warn, write_json
+from jr_onnx.cli.edited import told, undone
 from jr_onnx.cli.options import (
-    BatchSize,
-    Data,
+    AcceptEdits,
     Device,
-    Epsilon,
-    Exclude,
-    First,
     Force,
-    Form,
-    Include,
     Json,
     Jump,
-    Jumps,
-    Last,
     ModelPath,
     Output,
-    Partial,
-    Quantile,
-    Quiet,
-    Runtime,
-    Seed,
-    Steps,
 )
-from jr_onnx.data import Dataset, load_npz
-from jr_onnx.errors import ParameterError, PostconditionError, SessionError
-from jr_onnx.evaluate import Evaluation, check_fit, evaluate
-from jr_onnx.model import Model, load, require_writable, save
-from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
+from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
+from jr_onnx.errors import NotRetrofittedError, ParameterError
+from jr_onnx.model import Model, load, save
+from jr_onnx.model.external import data_files
 
 
 def inspect(
     model: ModelPath,
     data: Data = None,
+    samples: Samples = None,
+    preprocess: Preprocess = None,
+    mean: Mean = None,
+    std: Std = None,
     jump: Jump = None,
     device: Device = "auto",
     json: Json = None,
@@ -57,21 +45,31 @@ def inspect(
 
     Example: jr-onnx inspect model.onnx --data test.npz --jump 0.3
     """
-    require_distinct(inputs=(model, data), outputs=(json,))
-    require_writable(json, force=force)
+    if jump is not None and data is None:
+        raise ParameterError("--jump shows what a jump would set to 0 on examples: give --data")
     loaded = load(model)
-    plain = rewrite.original_of(loaded)
-    samples = load_npz(data) if data else None
+    require_distinct(inputs=(model, data, *data_files(loaded)), outputs=(json,))
+    require_json(json, force=force)
+    examples = None
+    if data:
+        examples = open_data(
+            data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=0
+        )
+    plain, edits = _as_before(loaded)
     sites, skipped = rewrite.find_sites(plain)
     jumps = rewrite.jumps_of(loaded)
     if sites or skipped:
         say(report.sites_table(sites, skipped, jumps))
-    seen = observe(plain, sites, samples.x, device=device) if samples else {}
+    seen = {}
+    if examples:
+        seen = observe(examples.normalized(plain), sites, examples.x, device=device)
     if seen:
         asked = {path: jumps.get(path, jump) for path in seen}
         say(report.activations_table(seen, asked))
     state = f"{len(jumps)} of them hardened" if jumps else "not hardened"
     say(f"{model}: {len(sites)} sites ({state}), {len(skipped)} other activations left alone")
+    if not json:
+        return
     entries = [
         {
             **site.to_json(),
@@ -83,113 +81,56 @@ def inspect(
     content = report.to_json(
         "jr-onnx/inspection/1",
         model={"path": str(model), "sha256": loaded.sha256},
+        edits=list(edits),
         sites=entries,
         skipped=[entry.to_json() for entry in skipped],
     )
     write_json(json, content, force=force)
 
 
-def retrofit(
+def restore(
     model: ModelPath,
-    jump: Jump = None,
-    jumps: Jumps = None,
-    jump_quantile: Quantile = None,
     output: Output = None,
-    form: Form = None,
-    runtime: Runtime = "portable",
-    include: Include = None,
-    exclude: Exclude = None,
-    first: First = None,
-    last: Last = None,
-    partial: Partial = False,
-    data: Data = None,
-    epsilon: Epsilon = "0.1",
-    steps: Steps = 40,
-    device: Device = "auto",
-    seed: Seed = 0,
-    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    accept_edits: AcceptEdits = False,
     json: Json = None,
     force: Force = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Replace every ReLU by y = x if x > jump else 0, and validate the result.
-
-    With --data, original and hardened model are compared: clean accuracy, and accuracy under PGD.
-
-    Example: jr-onnx retrofit model.onnx --jump 0.3 --data test.npz --epsilon 8/255
-    """
-    threat = ThreatModel(epsilon=parse_epsilon(epsilon))
-    original = load(model)
-    path = output or _hardened_path(model)
-    require_distinct(inputs=(data, jumps), outputs=(path, json))
-    require_distinct(inputs=(model,), outputs=(json,))
-    require_writable(json, force=force)
-    require_writable(path, force=True)  # `save` decides on replacing, when it knows the content
-    samples = load_npz(data, bounds=threat.bounds) if data else None
-    by_site = rewrite.load_jumps(jumps) if jumps else {}
-    if jump_quantile is not None:
-        by_site = {**_quantiles(original, samples, jump_quantile, device, force), **by_site}
-    result = rewrite.retrofit(
-        original,
-        jump=jump,
-        jumps=by_site,
-        form=form,
-        target=runtime,
-        selection=rewrite.Selection(
-            include=include or (), exclude=exclude or (), first=first, last=last
-        ),
-        partial=partial,
-        force=force,
-    )
-    _try_out(result, samples, device)
-    written = save(result.model, path, force=force)
-    say(f"{model}: {report.retrofit_summary(result)}")
-    say(f"{path}: {'written' if written else 'is up to date'}")
-    if form is None and runtime == "portable":
-        hint = report.faster_form(result)
-        if hint:
-            say(hint)
-    evaluation = None
-    if samples:
-        with bars(len(samples), quiet=quiet) as progress:
-            evaluation = evaluate(
-                Model(result.model.content, path),
-                samples.x,
-                samples.y,
-                threat=threat,
-                attacks=[PGD(steps=steps)],
-                baseline=result.original,
-                device=device,
-                seed=seed,
-                batch_size=batch_size,
-                progress=progress,
-            )
-        _say_evaluation(evaluation, data)
-    content = report.to_json(
-        "jr-onnx/retrofit/1",
-        model={"path": str(model), "sha256": original.sha256},
-        output={"path": str(path), "sha256": result.model.sha256},
-        **result.to_json(),
-        evaluation=evaluation.to_json() if evaluation else None,
-    )
-    write_json(json, content, force=force)
-
-
-def restore(model: ModelPath, output: Output = None, force: Force = False) -> None:
     """Give back the original of a hardened model, byte for byte.
 
     Example: jr-onnx restore model.jr.onnx -o model.onnx
     """
-    original = rewrite.restore(load(model), force=force)
-    path = output or _restored_path(model)
+    hardened = load(model)
+    original, edits = undone(hardened, rewrite.restore, accept_edits=accept_edits)
+    path = output or _restored_path(model, edited=bool(edits))
+    require_distinct(inputs=data_files(hardened), outputs=(path, json))
+    require_distinct(inputs=(model,), outputs=(json,))
+    require_json(json, force=force)
     written = save(original, path, force=force)
-    say(f"{path}: {'written' if written else 'is up to date'}, SHA-256 {original.sha256}")
+    outcome = "written" if written else "is up to date"
+    weights = " (of the .onnx file, not of its weights)" if data_files(original) else ""
+    what = "NOT the original" if edits else "the original"
+    say(f"{path}: {outcome}, {what}, SHA-256 {original.sha256}{weights}")
+    if edits:
+        warn(f"{path} is NOT the original: {told(model, edits)}, and these edits are in it")
+    if json:
+        content = report.to_json(
+            "jr-onnx/restoration/1",
+            model={"path": str(model), "sha256": hardened.sha256},
+            output={"path": str(path), "sha256": original.sha256},
+            exact=not edits,
+            edits=list(edits),
+        )
+        write_json(json, content, force=force)
 
 
 def verify(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The model before.")],
     hardened: Annotated[Path, typer.Argument(metavar="HARDENED", help="The model after.")],
     data: Data = None,
+    samples: Samples = None,
+    preprocess: Preprocess = None,
+    mean: Mean = None,
+    std: Std = None,
     device: Device = "auto",
     json: Json = None,
     force: Force = False,
@@ -201,14 +142,20 @@ def verify(
 
     Example: jr-onnx verify model.onnx model.jr.onnx
     """
-    require_distinct(inputs=(original, hardened, data), outputs=(json,))
-    require_writable(json, force=force)
-    samples = load_npz(data) if data else None
     before, after = load(original), load(hardened)
+    weights = (*data_files(before), *data_files(after))
+    require_distinct(inputs=(original, hardened, data, *weights), outputs=(json,))
+    require_json(json, force=force)
+    examples = None
+    if data:
+        examples = open_data(
+            data, before, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=0
+        )
     found = rewrite.verify(before, after)
     whole = None
-    if samples and found.equivalent:
-        whole = rewrite.compare_on_data(before, after, samples.x, device=device)
+    if examples and found.equivalent:
+        seen = (examples.normalized(before), examples.normalized(after))
+        whole = rewrite.compare_on_data(*seen, examples.x, device=device)
         say(report.end_to_end(whole))
     for path, jump in found.jumps.items():
         say(f"{path}: jump {jump!r}")
@@ -216,59 +163,36 @@ def verify(
         say(f"DIFFERENT {difference.where}: {difference.what}")
     outcome = "equivalent" if found.equivalent else "NOT equivalent"
     say(f"{hardened}: {outcome} to {original} with the jump ({found.values_compared:,} values)")
-    content = report.to_json(
-        "jr-onnx/verification/1",
-        **found.to_json(),
-        end_to_end=whole.to_json() if whole else None,
-    )
-    write_json(json, content, force=force)
+    if json:
+        content = report.to_json(
+            "jr-onnx/verification/1",
+            **found.to_json(),
+            end_to_end=whole.to_json() if whole else None,
+        )
+        write_json(json, content, force=force)
     raise typer.Exit(int(not found.equivalent))
 
 
-def _quantiles(
-    model: Model, samples: Dataset | None, quantile: float, device: str, force: bool
-) -> dict[str, float]:
-    """Returns each site's quantile of its positive pre-activations."""
-    if samples is None or not 0 <= quantile <= 1:
-        raise ParameterError("--jump-quantile takes a number from 0 to 1, and needs --data")
-    plain = rewrite.original_of(model, force=force)
-    sites, _ = rewrite.find_sites(plain)
-    seen = observe(plain, sites, samples.x, device=device)
-    return {path: found.quantile(quantile) for path, found in seen.items() if found.positive}
+def _as_before(model: Model) -> tuple[Model, tuple[str, ...]]:
+    """Returns the model before it was hardened, as far as later edits allow; and these edits."""
+    try:
+        plain, edits = undone(model, rewrite.original_of, accept_edits=True)
+    except NotRetrofittedError as error:
+        edits = rewrite.edits_of(model)
+        if not edits:
+            raise
+        jumps = "; ".join(
+            f"{path}: jump {jump!r}" for path, jump in rewrite.jumps_of(model).items()
+        )
+        warn(f"{error}. Here it is listed as it stands")
+        say(f"Its manifest has {jumps}")
+        return model, edits
+    if edits:
+        warn(f"{told(model.path, edits)}. Listed is its original with these edits")
+    return plain, edits
 
 
-def _try_out(result: rewrite.Retrofit, samples: Dataset | None, device: str) -> None:
-    """Loads the hardened model, and runs one example, before anything is written."""
-    if samples:
-        for model in (result.original, result.model):
-            target = Target(model, device=device)
-            check_fit(target, samples.x, samples.y)
-            target.differentiate(samples.x[:1], samples.y[:1])
-    elif sessions.installed() or device != "auto":
-        try:
-            sessions.Session(result.model, device=device)
-        except SessionError as error:
-            # Does the original load? If not, its own error is the news.
-            sessions.Session(result.original, device=device)
-            raise PostconditionError(f"the hardened model does not load: {error}") from error
-    else:
-        say("onnxruntime is not installed: the model is checked by onnx.checker only")
-
-
-def _say_evaluation(evaluation: Evaluation, data: Path | None) -> None:
-    providers = ", ".join(dict.fromkeys(model.provider for model in evaluation.models))
-    say(f"validated on {len(evaluation.x):,} examples of {data} by {providers}")
-    say(report.evaluation_table(evaluation))
-    say(report.verdict(evaluation))
-
-
-def _hardened_path(model: Path) -> Path:
-    if model.name.endswith(".jr.onnx"):  # a new jump in place of the old one
-        return model
-    return model.with_suffix(".jr.onnx")
-
-
-def _restored_path(model: Path) -> Path:
-    if model.name.endswith(".jr.onnx"):
+def _restored_path(model: Path, *, edited: bool) -> Path:
+    if model.name.endswith(".jr.onnx") and not edited:
         return model.with_name(model.name.removesuffix(".jr.onnx") + ".onnx")
     return model.with_suffix(".restored.onnx")

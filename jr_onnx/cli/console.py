@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Progress as Told
-from jr_onnx.model import write_atomically
+from jr_onnx.model import require_writable, write_atomically
+
+_STDOUT = Path("-")
+_json_has_stdout: ContextVar[bool] = ContextVar("_json_has_stdout", default=False)
 
 
 def say(content: Any = "") -> None:
-    """Prints text as it is, or a rich table."""
-    width = None if sys.stdout.isatty() else 100  # the same in every log, whatever its terminal
-    console = Console(markup=False, highlight=False, emoji=False, width=width)
+    """Prints text as it is, or a rich table; on stderr where the JSON has stdout for itself."""
+    stream = sys.stderr if _json_has_stdout.get() else sys.stdout
+    width = None if stream.isatty() else 100  # the same in every log, whatever its terminal
+    console = Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
     console.print(content, soft_wrap=isinstance(content, str))
 
 
 def complain(message: str) -> None:
     """Prints one line on stderr."""
     print(f"jr-onnx: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Prints one line on stderr: what was done is not all that was wished."""
+    print(f"jr-onnx: warning: {' '.join(message.split())}", file=sys.stderr)
 
 
 @contextmanager
@@ -65,7 +75,35 @@ def require_distinct(*, inputs: Sequence[Path | None], outputs: Sequence[Path | 
         seen[path.resolve()] = path
 
 
+def json_path(path: Path | None) -> Path | None:
+    """The callback of --json: `-` is stdout, which then is the JSON's alone."""
+    _json_has_stdout.set(path == _STDOUT)
+    return path
+
+
+def file_path(path: Path | None) -> Path | None:
+    """The callback of --output: a file, never `-`.
+
+    Raises:
+        ParameterError: it is `-`.
+    """
+    if path == _STDOUT:
+        raise ParameterError("--output takes the path of a file: nothing binary goes to stdout")
+    return path
+
+
+def require_json(path: Path | None, *, force: bool) -> None:
+    """Refuses a path of --json that cannot work, before any work is done.
+
+    Raises:
+        OutputError: the file is there and `force` is not given, or it cannot be written.
+    """
+    require_writable(None if path == _STDOUT else path, force=force)
+
+
 def write_json(path: Path | None, content: bytes, *, force: bool) -> None:
     """Writes a result, where one is asked for."""
-    if path is not None:
+    if path == _STDOUT:
+        sys.stdout.write(content.decode())
+    elif path is not None:
         write_atomically(path, content, force=force)

@@ -10,21 +10,54 @@ import typer
 
 from jr_onnx import __version__
 from jr_onnx import session as sessions
-from jr_onnx.cli.console import say
+from jr_onnx.cli.console import file_path, json_path, say
 from jr_onnx.rewrite import FORMS, TARGETS
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)
+    Path | None,
+    typer.Option("--output", "-o", help="Where to write.", show_default=False, callback=file_path),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Also write the result as JSON.", show_default=False)
+AcceptEdits = Annotated[
+    bool,
+    typer.Option(
+        "--accept-edits",
+        help="Go on although the hardened model was edited since, and keep the edits: the result "
+        "is NOT the original.",
+    ),
 ]
+SkipLoad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-load",
+        help="Do not load the result in onnxruntime, for models with operators or types that it "
+        "lacks; onnx.checker still runs.",
+    ),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Also write the result as JSON; - is stdout, then all text goes to stderr.",
+        show_default=False,
+        callback=json_path,
+    ),
+]
+
+
+def _unsigned_zero(jump: float | None) -> float | None:
+    return None if jump is None else jump + 0.0
+
+
 Jump = Annotated[
     float | None,
     typer.Option(
-        "--jump", help="Jump size, in units of the activations, >= 0.", show_default=False
+        "--jump",
+        help="Jump size, in units of the activations, >= 0: of the sites that neither --jumps nor "
+        "--jump-quantile gives one.",
+        show_default=False,
+        callback=_unsigned_zero,
     ),
 ]
 Jumps = Annotated[
@@ -32,7 +65,7 @@ Jumps = Annotated[
     typer.Option(
         "--jumps",
         help="TOML or JSON file: site path = jump, or a list with one jump a channel. Sites not "
-        "named take --jump, or are left alone.",
+        "named take --jump-quantile or --jump, or are left alone.",
         show_default=False,
     ),
 ]
@@ -40,43 +73,63 @@ Quantile = Annotated[
     float | None,
     typer.Option(
         "--jump-quantile",
-        help="Jump of each site: this quantile (0..1) of its positive pre-activations on --data.",
+        help="Jump of each site that --jumps does not name: this quantile (0..1) of its positive "
+        "pre-activations on --data. Sites in branches and functions, and dead ones, have none: "
+        "they take --jump, or are left alone.",
         show_default=False,
     ),
 ]
 Form = Annotated[
     str | None,
-    typer.Option("--form", help=f"Node pattern: {', '.join(FORMS)}.", show_default=False),
+    typer.Option(
+        "--form", help=f"Node pattern: {', '.join(FORMS)}. Not with --target.", show_default=False
+    ),
 ]
 Runtime = Annotated[
-    str,
-    typer.Option("--target", help=f"Runtime to pick the form for: {', '.join(TARGETS)}."),
+    str | None,
+    typer.Option(
+        "--target",
+        help=f"Runtime to pick the form for: {', '.join(TARGETS)}.",
+        show_default="portable",
+    ),
 ]
 Include = Annotated[
     list[str] | None,
-    typer.Option("--include", help="Only sites whose path matches this glob.", show_default=False),
+    typer.Option(
+        "--include",
+        help="Only sites with this path, or whose path matches this glob.",
+        show_default=False,
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", help="No sites whose path matches this glob.", show_default=False),
+    typer.Option(
+        "--exclude",
+        help="No sites with this path, or whose path matches this glob.",
+        show_default=False,
+    ),
 ]
 First = Annotated[
-    int | None, typer.Option("--first", min=1, help="Only the first N sites.", show_default=False)
+    int | None,
+    typer.Option(
+        "--first",
+        min=1,
+        help="Only the first N of these sites; with --last, both ends.",
+        show_default=False,
+    ),
 ]
 Last = Annotated[
-    int | None, typer.Option("--last", min=1, help="Only the last N sites.", show_default=False)
+    int | None,
+    typer.Option(
+        "--last",
+        min=1,
+        help="Only the last N of these sites; with --first, both ends.",
+        show_default=False,
+    ),
 ]
 Partial = Annotated[
     bool,
     typer.Option("--partial", help="Go on although some activations are fused or quantised away."),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help=".npz with x (uint8, or floats in [0, 1]) and y (labels).",
-        show_default=False,
-    ),
 ]
 Epsilon = Annotated[
     str, typer.Option("--epsilon", help="Radius of the linf ball, in units of x; 8/255 works.")
@@ -87,7 +140,7 @@ Device = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all random numbers.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most examples in one run.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no hints.")]
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -32,26 +34,41 @@ class Constants:
 
     def value(self, scope: Scope, name: str) -> Array | None:
         """Returns the value of `name` as seen from `scope`; None if it may vary or is large."""
-        address = scope.address
-        while address in self._known:
-            found = self._known[address].get(name)
-            if isinstance(found, TensorProto):
-                return _decoded(found)
-            if found is not None:
-                return self._of_node(scope, found)
-            address = address[:-3]
-        return None
+        source, casts = self._source(scope, name)
+        value = _of_constant(source) if isinstance(source, onnx.NodeProto) else _decoded(source)
+        for element in reversed(casts):
+            value = _cast(value, element)
+        return value
 
-    def _of_node(self, scope: Scope, node: onnx.NodeProto) -> Array | None:
-        if node.domain not in ONNX_DOMAINS:
+    def unread(self, scope: Scope, name: str) -> str | None:
+        """Says why a constant is not read; None for what is read, or is no constant."""
+        source, _ = self._source(scope, name)
+        if isinstance(source, onnx.NodeProto):
+            attribute = attribute_of(source, "value")
+            source = attribute.t if attribute is not None else None
+        if source is None or not _is_unread(source):
             return None
-        if node.op_type == "Constant":
-            return _of_constant(node)
-        inner = self.value(scope, node.input[0])
-        if inner is None or node.op_type != "Cast":
-            return inner  # of CastLike the type is unknown, the number is not
-        to = next((entry.i for entry in node.attribute if entry.name == "to"), 0)
-        return inner.astype(helper.tensor_dtype_to_np_dtype(to)) if to else None
+        outside = source.data_location == TensorProto.EXTERNAL
+        return "is in an external file" if outside else f"has {math.prod(source.dims):,} values"
+
+    def _source(
+        self, scope: Scope, name: str
+    ) -> tuple[TensorProto | onnx.NodeProto | None, list[int]]:
+        """Returns the initializer or Constant node that a value is, and what it is cast to."""
+        address, casts = scope.address, list[int]()
+        passed: set[tuple[Address, str]] = set()  # an invalid model may have a cycle
+        while (address, name) not in passed:
+            passed.add((address, name))
+            address = self._model.definitions.home(address, name)
+            found = self._known[address].get(name)
+            if not isinstance(found, onnx.NodeProto) or found.op_type == "Constant":
+                return found, casts
+            if not found.input:
+                break
+            if found.op_type == "Cast":
+                casts.append(next((entry.i for entry in found.attribute if entry.name == "to"), 0))
+            name = found.input[0]  # of CastLike the type is unknown, the number is not
+        return None, []
 
 
 def _fixed(scope: Scope, overridable: bool) -> dict[str, TensorProto | onnx.NodeProto]:
@@ -63,7 +80,7 @@ def _fixed(scope: Scope, overridable: bool) -> dict[str, TensorProto | onnx.Node
         for name in open_inputs & known.keys():
             del known[name]
     for node in graph.node:
-        if node.op_type in _FIXED and node.output:
+        if node.op_type in _FIXED and node.domain in ONNX_DOMAINS and node.output:
             known[node.output[0]] = node
     return known
 
@@ -79,17 +96,35 @@ def _of_constant(node: onnx.NodeProto) -> Array | None:
             return None
         if attribute.name == "value":
             return _decoded(attribute.t)
-        if attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
-            dtype = np.float32 if "float" in attribute.name else np.int64
-            return np.asarray(helper.get_attribute_value(attribute), dtype)
+        read = _NUMBERS.get(attribute.name)
+        if read is not None:
+            return read(attribute)
     return None
 
 
-def _decoded(tensor: TensorProto) -> Array | None:
-    outside = tensor.data_location == TensorProto.EXTERNAL
-    if outside or int(np.prod(tensor.dims)) > _LARGEST:
+_NUMBERS: dict[str, Callable[[onnx.AttributeProto], Array]] = {
+    "value_float": lambda attribute: np.asarray(attribute.f, np.float32),
+    "value_int": lambda attribute: np.asarray(attribute.i, np.int64),
+    "value_floats": lambda attribute: np.asarray(attribute.floats, np.float32),
+    "value_ints": lambda attribute: np.asarray(attribute.ints, np.int64),
+}
+
+
+def _decoded(tensor: TensorProto | None) -> Array | None:
+    if tensor is None or _is_unread(tensor):
         return None
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError):
+    except Exception:  # KeyError, TypeError, ValueError, ...: the checker will say what is wrong
         return None
+
+
+def _cast(value: Array | None, element: int) -> Array | None:
+    if value is None or not element or element not in TensorProto.DataType.values():
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN as an integer is whatever it is
+        return value.astype(helper.tensor_dtype_to_np_dtype(element))
+
+
+def _is_unread(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > _LARGEST

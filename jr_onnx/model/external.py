@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from jr_onnx.errors import ExternalDataError, OutputError
 from jr_onnx.model.graphs import scopes
 from jr_onnx.model.model import Model
-from jr_onnx.model.output import write_atomically
+from jr_onnx.model.output import holds, write_atomically
 
 
 def locations(model: Model) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def locations(model: Model) -> tuple[str, ...]:
     Raises:
         ExternalDataError: a tensor names no file, or one outside the folder.
     """
-    if not may_have(model):
+    if not model.may_have_external_data:
         return ()
     found = dict.fromkeys(
         _location(tensor, model)
@@ -37,17 +37,39 @@ def locations(model: Model) -> tuple[str, ...]:
     return tuple(found)
 
 
+def data_files(model: Model, folder: Path | None = None) -> tuple[Path, ...]:
+    """Returns where the model's external data is, or would be if the model were in `folder`.
+
+    What no output may overwrite: so a location that leads out of the folder is listed, not refused.
+    """
+    folder = folder or model.folder
+    if folder is None or not model.may_have_external_data:
+        return ()
+    names = dict.fromkeys(
+        _named(tensor)
+        for tensor in _tensors(model.proto)
+        if tensor.data_location == TensorProto.EXTERNAL
+    )
+    return tuple(folder / name for name in names if name)
+
+
 def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
     """Copies the model's external data to another folder, as files of their own.
 
-    Never as hard links: onnx refuses those, for the original too.
+    Never as hard links: onnx refuses those, for the original too. Never over a file that differs:
+    the weights there may be another model's.
+
+    Args:
+        model: whose data it is.
+        folder: where to.
+        force: replace weights that `retrofit` moved to a file of ours.
 
     Raises:
         ExternalDataError: a file is missing or outside the model's folder.
-        OutputError: a file is there, differs, and `force` is not given; or it cannot be written.
+        OutputError: a file is there and differs, or it cannot be written.
     """
     for name, data in model.attachments.items():
-        if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+        if not holds(folder / name, data):
             write_atomically(folder / name, data, force=force)
     names = [name for name in locations(model) if name not in model.attachments]
     if not names:
@@ -57,15 +79,17 @@ def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
             f"{model.name}: has external data ({names[0]}), but is not from a file, so its folder "
             "is unknown. Load it with jr_onnx.load"
         )
+    missing = []
     for name in names:
         source, goal = _inside(model, name), folder / name
-        if goal.exists() and goal.samefile(source):
-            continue
-        if goal.exists() and not force and not _same(source, goal):
+        if not goal.exists():
+            missing.append((source, goal))
+        elif not goal.samefile(source) and not _same(source, goal):
             raise OutputError(
-                f"{goal}: is there already with other data. Pass --force to replace it, or write "
-                "the model to another folder"
+                f"{goal}: is there already with other data, maybe another model's. Write the model "
+                "to another folder, or remove that file first"
             )
+    for source, goal in missing:
         _copy(source, goal)
 
 
@@ -75,7 +99,7 @@ def without_data(model: Model) -> onnx.ModelProto | None:
     onnx.checker looks for the files of external tensors in the working directory, or in the folder
     of a file that is not written yet; all else about the model it can judge without them.
     """
-    if not may_have(model):
+    if not model.may_have_external_data:
         return None
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.proto)):
         return None
@@ -100,11 +124,6 @@ def without_data(model: Model) -> onnx.ModelProto | None:
     return proto
 
 
-def may_have(model: Model) -> bool:
-    """Whether a tensor may have external data: the name of the file has the key `location`."""
-    return b"location" in model.content
-
-
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     for scope in scopes(proto):
         if isinstance(scope.graph, onnx.GraphProto):
@@ -118,9 +137,13 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
                 yield from attribute.tensors
 
 
-def _location(tensor: TensorProto, model: Model) -> str:
+def _named(tensor: TensorProto) -> str:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = str(entries.get("location", ""))
+    return str(entries.get("location", ""))
+
+
+def _location(tensor: TensorProto, model: Model) -> str:
+    name = _named(tensor)
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not name or name.startswith("/") or PureWindowsPath(name).anchor or ".." in parts:
         raise ExternalDataError(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from jr_onnx.errors import InvalidModelError
-from jr_onnx.model.external import copy_data, without_data
+from jr_onnx.errors import InvalidModelError, OutputError
+from jr_onnx.model.external import copy_data, data_files, without_data
 from jr_onnx.model.model import Model
-from jr_onnx.model.output import require_writable, write_atomically
+from jr_onnx.model.output import holds, require_writable, write_atomically
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -35,28 +35,38 @@ def load(path: str | os.PathLike[str]) -> Model:
 def save(model: Model, path: str | os.PathLike[str], *, force: bool = False) -> bool:
     """Writes the model; a crash at any moment leaves either the old file or the new one.
 
-    External data stays where it is if the model goes to the same folder, else it is copied along.
+    External data stays where it is if the model goes to the same folder, else it is copied along,
+    though never over other data.
 
     Args:
         model: what to write.
         path: the file to write.
-        force: replace files that are there already and differ.
+        force: replace the file if it is there already and differs.
 
     Returns:
         False if the file held these very bytes already, else True.
 
     Raises:
-        OutputError: a file is there and differs, or cannot be written.
+        OutputError: a file is there and differs, or cannot be written; or it has the model's own
+            weights.
         ExternalDataError: the model's external data is missing or lies outside its folder.
     """
     path = Path(path)
     require_writable(path, force=True)
-    if path.is_file() and path.read_bytes() == model.content:
-        return False
-    require_writable(path, force=force)
-    copy_data(model, path.resolve().parent, force=force)
-    write_atomically(path, model.content, force=force)
-    return True
+    real = path.resolve()
+    weights = (*data_files(model), *data_files(model, real.parent))
+    if real in {each.resolve() for each in weights}:
+        raise OutputError(
+            f"{path}: has weights of the model, and would be overwritten. Give each file a path of "
+            "its own"
+        )
+    is_new = not holds(path, model.content)
+    if is_new:
+        require_writable(path, force=force)
+    copy_data(model, real.parent, force=force)
+    if is_new:
+        write_atomically(path, model.content, force=force)
+    return is_new
 
 
 def check(model: Model) -> None:

@@ -10,7 +10,7 @@ A scope is found again by its address:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -21,6 +21,8 @@ from jr_onnx.model import wire
 ONNX_DOMAINS = ("", "ai.onnx")
 Address = tuple[str | int, ...]
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+# The operators of the standard domain that have graphs; those of other domains may have some too.
+WITH_GRAPHS = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,36 @@ def scopes(proto: onnx.ModelProto) -> Iterator[Scope]:
         yield from _nested(Scope(("function", index), label, function, own))
 
 
+class Definitions:
+    """Finds the scope that defines a name: an inner one may have a value of an outer one's name."""
+
+    def __init__(self, scopes: Iterable[Scope]) -> None:
+        self._scopes = {scope.address: scope for scope in scopes}
+        self._inside: dict[Address, frozenset[str]] = {}
+
+    def home(self, address: Address, name: str) -> Address:
+        """Returns the nearest scope that defines `name`, going outwards; the outermost if none."""
+        # Without an outer scope there is nothing to look up, and most models have none.
+        while len(address) > 2:
+            known = self._inside.get(address)
+            if known is None:
+                known = self._inside[address] = _defined(self._scopes[address])
+            if name in known:
+                break
+            address = address[:-3]
+        return address
+
+
+def _defined(scope: Scope) -> frozenset[str]:
+    graph = scope.graph
+    names = {name for node in graph.node for name in node.output}
+    if isinstance(graph, onnx.GraphProto):
+        names.update(value.name for value in graph.input)
+        names.update(tensor.name for tensor in graph.initializer)
+        names.update(tensor.values.name for tensor in graph.sparse_initializer)
+    return frozenset(names)
+
+
 def decode_node(field: bytes) -> onnx.NodeProto:
     """Returns the node in a serialized field, tag and length included.
 
@@ -71,13 +103,26 @@ def decode_node(field: bytes) -> onnx.NodeProto:
         raise ValueError(str(error)) from error
 
 
+def decode_nodes(fields: bytes, address: Address) -> list[onnx.NodeProto]:
+    """Returns the nodes in serialized fields of a scope, all other fields left out.
+
+    Raises:
+        ValueError: the fields are none.
+    """
+    message = onnx.FunctionProto if len(address) == 2 else onnx.GraphProto
+    try:
+        return list(message.FromString(fields).node)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
 def node_field(address: Address) -> int:
     """Returns the field number that the nodes of a scope have."""
     return wire.FUNCTION_NODE if len(address) == 2 else wire.GRAPH_NODE
 
 
-def field_path(address: Address) -> list[wire.Key]:
-    """Returns the fields that lead to a scope in the serialized model."""
+def field_path(address: Address) -> list[tuple[int, int]]:
+    """Returns the fields that lead to a scope in the serialized model: numbers and positions."""
     if address[0] == "graph":
         path, rest = [(wire.MODEL_GRAPH, 0)], address[1:]
     else:
@@ -94,6 +139,8 @@ def field_path(address: Address) -> list[wire.Key]:
 def _nested(scope: Scope) -> Iterator[Scope]:
     yield scope
     for at, node in enumerate(scope.graph.node):
+        if node.op_type not in WITH_GRAPHS and node.domain in ONNX_DOMAINS:
+            continue
         for which, attribute in enumerate(node.attribute):
             kind = attribute.type
             if kind != _GRAPH and kind != _GRAPHS:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from jr_onnx.errors import InvalidModelError, ModelError
-from jr_onnx.model.graphs import Scope, scopes
+from jr_onnx.errors import InvalidModelError, ModelError, ParameterError
+from jr_onnx.model.graphs import Definitions, Scope, scopes
 
 LARGEST = 2**31  # bytes of a serialized protobuf message
 
@@ -97,6 +98,16 @@ class Model:
         return tuple(scopes(self.proto))
 
     @cached_property
+    def definitions(self) -> Definitions:
+        """Which of the `scopes` defines a name."""
+        return Definitions(self.scopes)
+
+    @cached_property
+    def may_have_external_data(self) -> bool:
+        """Whether a tensor may have external data: the name of the file has the key `location`."""
+        return b"location" in self.content
+
+    @cached_property
     def sha256(self) -> str:
         """SHA-256 of `content`, in hex."""
         return hashlib.sha256(self.content).hexdigest()
@@ -105,6 +116,27 @@ class Model:
     def name(self) -> str:
         """How messages call the model."""
         return str(self.path) if self.path else self.proto.graph.name or "model"
+
+
+@contextmanager
+def readable(model: Model) -> Iterator[None]:
+    """Says by a named error that a model is no `Model`, or that text in it is not UTF-8.
+
+    Raises:
+        ParameterError: it is something else: a path, a `ModelProto`.
+        InvalidModelError: protobuf cannot read a name or a doc string.
+    """
+    if not isinstance(model, Model):
+        raise ParameterError(
+            f"expected a Model, got {type(model).__name__}: jr_onnx.load reads one from a path, "
+            "jr_onnx.Model.of makes one of a ModelProto"
+        )
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(
+            f"{model.path or 'model'}: a name or a doc string in it is not UTF-8 ({error})"
+        ) from error
 
 
 def with_outputs(model: Model, names: Iterable[str]) -> Model:

@@ -61,6 +61,11 @@ def require_writable(path: Path | None, *, force: bool = False) -> None:
         raise _not_writable(path, error.strerror) from error
 
 
+def holds(path: Path, content: bytes) -> bool:
+    """Whether the file is there and has these very bytes."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
 def _not_writable(path: Path, reason: str | None) -> OutputError:
     return OutputError(f"{path}: cannot be written ({reason}). Check the path and its permissions")
 

@@ -5,8 +5,8 @@ edit names a field by the numbers on the way to it, and turns its bytes into oth
 lengths of the messages around it are written anew. So fields unknown to this version of ONNX,
 fields out of order and unusual encodings survive, and weights are copied once, by `join`.
 
-    model.graph.node[5]                      {(7, 0): {(1, 5): edit}}
-    model.functions[2].node[0]               {(25, 2): {(7, 0): edit}}
+    model.graph.node[5]                      {7: {0: {1: {5: edit}}}}
+    model.functions[2].node[0]               {25: {2: {7: {0: edit}}}}
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ GRAPH_NODE, FUNCTION_NODE = 1, 7
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_ATTRIBUTE = 1, 2, 3, 5
 ATTRIBUTE_GRAPH, ATTRIBUTE_GRAPHS = 6, 11
 
-Key = tuple[int, int]
 # From a field's bytes, tag included, to those of the fields that take its place.
 Edit = Callable[[bytes], bytes]
-Edits: TypeAlias = "dict[Key, Edit | bytes | Edits]"
+# By field number, and by how many fields of that number come before.
+Edits: TypeAlias = "dict[int, dict[int, Edit | bytes | Edits]]"
 
 _LENGTH_DELIMITED = 2
 _FIXED = {1: 8, 5: 4}
 _VARINT, _GROUP_START, _GROUP_END = 0, 3, 4
+
+
+class LayoutError(ValueError):
+    """A message is not written as protobuf writes it, though it can be read."""
 
 
 class Field(NamedTuple):
@@ -101,11 +105,11 @@ def splice(content: bytes, edits: Edits) -> bytes:
 
     Args:
         content: a serialized message.
-        edits: by (field number, how many of that number come before): the edit of that field, or
-            the edits inside that message, or the bytes that take its place.
+        edits: for each field, its edit, or the edits inside that message, or the bytes that take
+            its place.
 
     Raises:
-        KeyError: there is no such field.
+        LayoutError: there is no such field, or a length that is written anew has needless bytes.
     """
     chunks: list[bytes | memoryview] = []
     _splice(memoryview(content), content, 0, len(content), edits, chunks)
@@ -168,15 +172,13 @@ def _splice(
     edits: Edits,
     chunks: list[bytes | memoryview],
 ) -> None:
-    wanted: dict[int, dict[int, Edit | bytes | Edits]] = {}
-    for (number, index), edit in edits.items():
-        wanted.setdefault(number, {})[index] = edit
-    seen = dict.fromkeys(wanted, 0)
-    left, copied = len(edits), start
+    seen = dict.fromkeys(edits, 0)
+    left, copied = sum(map(len, edits.values())), start
     for number, begin, value, behind in _scan(content, start, end):
-        if number not in wanted:
+        wanted = edits.get(number)
+        if wanted is None or content[begin] & 7 != _LENGTH_DELIMITED:
             continue
-        here = wanted[number].get(seen[number])
+        here = wanted.get(seen[number])
         seen[number] += 1
         if here is None:
             continue
@@ -190,14 +192,17 @@ def _splice(
             inner: list[bytes | memoryview] = []
             _splice(view, content, value, behind, here, inner)
             _, tag_end = _varint(content, begin)
+            if view[tag_end:value] != _encode_varint(behind - value):
+                raise LayoutError(f"field {number} at byte {begin} has an overlong length")
             chunks += [view[begin:tag_end], _encode_varint(sum(map(len, inner))), *inner]
         else:
             chunks.append(here(content[begin:behind]))
         if not left:
             break  # most of a file comes behind its nodes
     if left:
-        missing = [key for key in edits if key[1] >= seen[key[0]]]
-        raise KeyError(f"no field {min(missing)} in the message")
+        missing = [(number, index) for number in edits for index in edits[number]]
+        first = min((number, index) for number, index in missing if index >= seen[number])
+        raise LayoutError(f"no field {first} in the message")
     chunks.append(view[copied:end])
 
 

@@ -4,6 +4,7 @@ from jr_onnx.report.json import to_json
 from jr_onnx.report.terminal import (
     activations_json,
     activations_table,
+    distances_table,
     end_to_end,
     evaluation_table,
     faster_form,
@@ -15,6 +16,7 @@ from jr_onnx.report.terminal import (
 __all__ = [
     "activations_json",
     "activations_table",
+    "distances_table",
     "end_to_end",
     "evaluation_table",
     "faster_form",

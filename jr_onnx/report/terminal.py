@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.activations import Activations
-from jr_onnx.evaluate import Evaluation, wilson
+from jr_onnx.attacks import ThreatModel
+from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation
 from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import EndToEnd, Jump, Retrofit, Site, Skipped, choose
+from jr_onnx.statistics import wilson
 
 
 def sites_table(
@@ -25,7 +27,8 @@ def sites_table(
         table.add_column(title, overflow="fold")
     for site in sites:
         shape = "?" if site.tensor.shape is None else ", ".join(map(_size, site.tensor.shape))
-        jump = _jump(jumps[site.path]) if site.path in jumps else "none yet"
+        own = f"{site.jump:g} of its own" if site.jump else "none yet"
+        jump = _jump(jumps[site.path]) if site.path in jumps else own
         _add_row(table, site.path, site.op_type, dtype_name(site.tensor.element), shape, jump)
     for entry in skipped:
         _add_row(table, entry.path, entry.op_type, "", "", f"skipped: {entry.reason}")
@@ -105,40 +108,100 @@ def faster_form(result: Retrofit) -> str | None:
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Returns accuracies of original and hardened model side by side, 95% intervals in brackets."""
+    models, suite = evaluation.models, evaluation.suite
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
-    for model in evaluation.models:
+    for model in models:
         table.add_column(model.role, justify="right")
-    table.add_column("change", justify="right")
-    norm, epsilon = evaluation.threat.norm, evaluation.threat.epsilon
-    rows = [("clean accuracy", [(model.correct) for model in evaluation.models])]
-    for name in evaluation.models[0].attacks:
-        kept = [model.attacks[name].robust for model in evaluation.models]
-        rows.append((f"under {name.upper()}, {norm} {epsilon:g}", kept))
+    if len(models) > 1:
+        table.add_column("change", justify="right")
+    rows = [("clean accuracy", [model.correct for model in models])]
+    for trial in suite.trials:
+        kept = [_kept(model, trial.name) for model in models]
+        ball = _ball(trial.threat_model(evaluation.threat))
+        rows.append(
+            (f"{'and ' if suite.cascade and len(rows) > 1 else ''}{trial.name}{ball}", kept)
+        )
+    if len(suite.trials) > 1:
+        rows.append(("worst case", [model.robust for model in models]))
     for title, kept in rows:
         cells = [f"{share.mean():.1%} [{_interval(wilson(share))}]" for share in kept]
-        change = f"{100 * (kept[-1].mean() - kept[0].mean()):+.1f}"
-        _add_row(table, title, *cells, change)
+        if len(models) > 1:
+            cells.append(f"{100 * (kept[-1].mean() - kept[0].mean()):+.1f}")
+        _add_row(table, title, *cells)
     return table
 
 
+def distances_table(evaluation: Evaluation) -> Table | None:
+    """Returns the perturbations that attacks without a ball needed, None if there are none."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("relative perturbation", "model", "broken", "mean", "largest"):
+        table.add_column(title, justify="left" if title[0] in "r" else "right")
+    for model in evaluation.models:
+        for outcome in model.outcomes.values():
+            if np.isfinite(outcome.threat.epsilon):
+                continue
+            found = evaluation.attack_json(outcome)
+            sizes = [found["mean_relative_distance"], found["max_relative_distance"]]
+            cells = ["" if size is None else f"{size:.2%}" for size in sizes]
+            broken = f"{found['broken']} of {found['tried']}"
+            _add_row(table, outcome.trial.name, model.role, broken, *cells)
+    return table if table.row_count else None
+
+
 def verdict(evaluation: Evaluation) -> str:
-    """Returns what the figures mean and what they do not, in one sentence."""
-    gain, p_value = evaluation.naive_gain, evaluation.p_value
-    if gain is None or p_value is None:
-        return "measured with plain gradient attacks only"
-    if p_value > 0.05:
-        samples = len(evaluation.x)
+    """Returns what the figures mean and what they do not, in plain words."""
+    naive, adaptive = evaluation.naive_gain, evaluation.adaptive_gain
+    if naive is None:
         return (
-            f"No difference that {samples} examples could show ({100 * gain:+.1f} points, paired "
-            f"p = {p_value:.2g})."
+            "The worst case over all attacks of the suite: an upper bound of the accuracy under "
+            "the best attack."
+        )
+    if adaptive is not None:
+        return _adaptive_verdict(evaluation, naive, adaptive)
+    if naive.p_value > 0.05:
+        return (
+            f"No difference that {len(evaluation.x)} examples could show "
+            f"({100 * naive.change:+.1f} points, paired p = {naive.p_value:.2g})."
         )
     return (
-        f"Naive {'gain' if gain > 0 else 'loss'} of {abs(100 * gain):.1f} points (paired "
-        f"p = {p_value:.2g}): this attack "
-        "follows the model's own gradient, which a jump can mislead. It is no proof of robustness "
-        "against an attacker who knows of the jump."
+        f"Naive {_points(naive)}: attacks of this suite follow the model's own gradient, which a "
+        "jump can mislead. It is no proof of robustness against an attacker who knows of the jump: "
+        "see --suite adaptive."
     )
+
+
+def _adaptive_verdict(evaluation: Evaluation, naive: Gain, adaptive: Gain) -> str:
+    plain = f"{100 * naive.change:+.1f} points under attacks on the model's own gradient"
+    worst = f"{100 * adaptive.change:+.1f} points in the worst case ({_paired(adaptive)})"
+    if adaptive.interval[0] > 0:
+        masked = " A part of the first is masking." if evaluation.masked else ""
+        return f"Gain: {plain}; {worst}, attacks that know of the jump included.{masked}"
+    if evaluation.masked:
+        return (
+            f"Masking: {plain} become {worst} as soon as attacks know of the jump. It hides the "
+            "gradient; that it makes the model more robust is not shown."
+        )
+    return f"No gain shown: {plain}; {worst}."
+
+
+def _points(gain: Gain) -> str:
+    kind = "gain" if gain.change > 0 else "loss"
+    return f"{kind} of {abs(100 * gain.change):.1f} points ({_paired(gain)})"
+
+
+def _paired(gain: Gain) -> str:
+    low, high = (100 * end for end in gain.interval)
+    return f"95% {low:+.1f} to {high:+.1f}, paired p = {gain.p_value:.2g}"
+
+
+def _kept(model: ModelEvaluation, trial: str) -> Any:
+    outcome = model.outcomes.get(trial)
+    return model.robust if outcome is None else outcome.robust
+
+
+def _ball(threat: ThreatModel) -> str:
+    return f", {threat.norm} {threat.epsilon:g}" if np.isfinite(threat.epsilon) else ""
 
 
 def _interval(ends: tuple[float, float]) -> str:

@@ -1,5 +1,6 @@
 """Finding activations and giving them a jump: y = x if x > jump else 0 (arXiv:1904.03750)."""
 
+from jr_onnx.rewrite.edits import edits_of
 from jr_onnx.rewrite.end_to_end import EndToEnd, compare_on_data
 from jr_onnx.rewrite.forms import FORMS, TARGETS, Jump, choose, effective_jump, jump_relu
 from jr_onnx.rewrite.restore import jumps_of, restore
@@ -22,6 +23,7 @@ __all__ = [
     "Verification",
     "choose",
     "compare_on_data",
+    "edits_of",
     "effective_jump",
     "find_sites",
     "jump_relu",

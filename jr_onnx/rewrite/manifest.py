@@ -1,7 +1,11 @@
 """What a retrofit writes into the model so that it can be undone and checked.
 
 One entry of `metadata_props`, JSON: hashes of the original and of the hardened model (without this
-entry), and for every site where it is, its jump, and the bytes of the original node.
+entry), and for every list of nodes that has sites
+
+    scope    its address
+    nodes    the original nodes of its sites, as they stood in the file
+    sites    for each of them: path, form, jump, effective jump, position, how many took its place
 """
 
 from __future__ import annotations
@@ -9,24 +13,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import onnx
 
 from jr_onnx.errors import NotRetrofittedError
 from jr_onnx.model import Address, Model, wire
-from jr_onnx.model.graphs import decode_node
+from jr_onnx.model.graphs import decode_nodes, opset_of
 from jr_onnx.rewrite.forms import FUNCTION_DOMAIN, FUNCTION_NAME, Jump, jump_function
 from jr_onnx.rewrite.spill import Spilled
 
 KEY = "jr_onnx/v1/manifest"
-NAME_PREFIX = "jr_onnx/v1"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One retrofitted site.
 
     Attributes:
@@ -35,8 +39,8 @@ class Entry:
         jump: as asked for.
         effective_jump: as the tensor's type holds it.
         scope: address of the list of nodes, in the original model.
-        index: the original node's position in that list, counted in the original model.
-        count: how many nodes took its place.
+        at: the original node's position in that list, counted in the original model.
+        span: how many nodes took its place.
         field: the original node as it stood in the file, tag and length included.
     """
 
@@ -45,8 +49,8 @@ class Entry:
     jump: Jump
     effective_jump: Jump
     scope: Address
-    index: int
-    count: int
+    at: int
+    span: int
     field: bytes
 
 
@@ -73,14 +77,20 @@ def read(model: Model) -> Manifest | None:
     """Returns the model's manifest, None where it has none.
 
     Raises:
-        NotRetrofittedError: there is one, but it cannot be read.
+        NotRetrofittedError: there is one, but it cannot be read, or there are several.
     """
+    found = []
     for part in wire.fields(model.content):
         if part.number == wire.MODEL_METADATA:
-            payload = model.content[part.value : part.end]
-            if _is_manifest(part.number, payload):
-                return _decode(onnx.StringStringEntryProto.FromString(payload).value)
-    return None
+            entry = onnx.StringStringEntryProto.FromString(model.content[part.value : part.end])
+            if entry.key == KEY:
+                found.append(entry.value)
+    if len(found) > 1:
+        raise NotRetrofittedError(
+            f"{model.name}: carries {len(found)} jr-onnx manifests. Go back to the original model "
+            "and retrofit it again"
+        )
+    return _decode(found[0]) if found else None
 
 
 def add(
@@ -88,14 +98,7 @@ def add(
 ) -> bytes:
     """Returns the hardened model with its manifest, and the local function if a site calls it."""
     if any(entry.form == "function" for entry in entries):
-        imported = onnx.OperatorSetIdProto(domain=FUNCTION_DOMAIN, version=1)
-        function = jump_function(
-            max(
-                entry.version
-                for entry in original.proto.opset_import
-                if entry.domain in ("", "ai.onnx")
-            )
-        )
+        imported, function = function_of(original)
         content = wire.insert(
             content,
             [
@@ -108,8 +111,9 @@ def add(
         "original_sha256": original.sha256,
         "hardened_sha256": hashlib.sha256(content).hexdigest(),
         "parts": _parts(content),
-        "sites": [
-            {**vars(entry), "field": base64.b64encode(entry.field).decode()} for entry in entries
+        "scopes": [
+            _scope_to_json(scope, list(group))
+            for scope, group in groupby(entries, key=lambda entry: entry.scope)
         ],
     }
     if spilled:
@@ -119,11 +123,10 @@ def add(
     return wire.insert(content, [(wire.MODEL_METADATA, entry.SerializeToString())])
 
 
-def changed_parts(manifest: Manifest, content: bytes) -> list[str]:
-    """Returns which parts of a model, its manifest taken out, are not as they were written."""
-    found = _parts(content)
-    names = sorted(manifest.parts.keys() | found.keys())
-    return [name for name in names if manifest.parts.get(name) != found.get(name)]
+def function_of(original: Model) -> tuple[onnx.OperatorSetIdProto, onnx.FunctionProto]:
+    """Returns what the form `function` adds to a model: an import, and the local function."""
+    imported = onnx.OperatorSetIdProto(domain=FUNCTION_DOMAIN, version=1)
+    return imported, jump_function(opset_of(original.proto.opset_import))
 
 
 def without(content: bytes) -> bytes:
@@ -134,6 +137,39 @@ def without(content: bytes) -> bytes:
 def without_function(content: bytes) -> bytes:
     """Returns a model without the local function of the form `function`, and its import."""
     return wire.remove(content, _is_function)
+
+
+def is_edited(manifest: Manifest, content: bytes) -> bool:
+    """Whether a hardened model, apart from its manifest, is not as it was written."""
+    hashed, view, copied = hashlib.sha256(), memoryview(content), 0
+    for field in wire.fields(content):
+        if _is_unwanted(content, field, _is_manifest):
+            hashed.update(view[copied : field.start])
+            copied = field.end
+    hashed.update(view[copied:])
+    return hashed.hexdigest() != manifest.hardened_sha256
+
+
+def changed_parts(manifest: Manifest, content: bytes) -> list[str]:
+    """Returns which parts of a hardened model, apart from its manifest, were written otherwise."""
+    found = _parts(without(content))
+    names = sorted(manifest.parts.keys() | found.keys())
+    return [name for name in names if manifest.parts.get(name) != found.get(name)]
+
+
+def removals(content: bytes, manifest: Manifest) -> wire.Edits:
+    """Returns the edits that take out the manifest, the local function and its import."""
+    function = any(entry.form == "function" for entry in manifest.entries)
+    edits: wire.Edits = {}
+    seen: Counter[int] = Counter()
+    for field in wire.fields(content):
+        unwanted = _is_unwanted(content, field, _is_manifest) or (
+            function and _is_unwanted(content, field, _is_function)
+        )
+        if unwanted:
+            edits.setdefault(field.number, {})[seen[field.number]] = b""
+        seen[field.number] += 1
+    return edits
 
 
 def _parts(content: bytes) -> dict[str, str]:
@@ -157,6 +193,13 @@ def _messages(content: bytes) -> Iterator[tuple[str, Any, wire.Field]]:
             yield "graph", onnx.GraphProto, part
 
 
+def _is_unwanted(content: bytes, field: wire.Field, unwanted: Callable[[int, bytes], bool]) -> bool:
+    # The graph may have gigabytes, and a look at its payload copies them.
+    return field.number != wire.MODEL_GRAPH and unwanted(
+        field.number, content[field.value : field.end]
+    )
+
+
 def _is_manifest(number: int, payload: bytes) -> bool:
     if number != wire.MODEL_METADATA:
         return False
@@ -172,43 +215,61 @@ def _is_function(number: int, payload: bytes) -> bool:
     return False
 
 
+def _scope_to_json(scope: Address, entries: Sequence[Entry]) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "nodes": base64.b64encode(b"".join(entry.field for entry in entries)).decode(),
+        "sites": [
+            (entry.path, entry.form, entry.jump, entry.effective_jump, entry.at, entry.span)
+            for entry in entries
+        ],
+    }
+
+
 def _decode(text: str) -> Manifest:
     try:
         record = json.loads(text)
-        entries = tuple(map(_entry, record["sites"]))
-        spilled = tuple(map(Spilled.of_json, record.get("spilled", ())))
         return Manifest(
             original_sha256=str(record["original_sha256"]),
             hardened_sha256=str(record["hardened_sha256"]),
-            entries=entries,
-            spilled=spilled,
+            entries=tuple(entry for scope in record["scopes"] for entry in _entries(scope)),
+            spilled=tuple(map(Spilled.of_json, record.get("spilled", ()))),
             parts={str(name): str(hashed) for name, hashed in record["parts"].items()},
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise NotRetrofittedError(
             f"the manifest in metadata_props[{KEY!r}] is damaged ({error!r}). "
             "Go back to the original model and retrofit it again"
         ) from error
 
 
-def _entry(site: dict[str, Any]) -> Entry:
-    entry = Entry(
-        path=str(site["path"]),
-        form=str(site["form"]),
-        jump=_jump(site["jump"]),
-        effective_jump=_jump(site["effective_jump"]),
-        scope=tuple(step if isinstance(step, str) else int(step) for step in site["scope"]),
-        index=int(site["index"]),
-        count=int(site["count"]),
-        field=base64.b64decode(site["field"], validate=True),
-    )
-    decode_node(entry.field)
-    if entry.index < 0 or entry.count < 1 or not _is_address(entry.scope):
-        raise ValueError(f"no place for {entry.path}")
-    return entry
+def _entries(record: dict[str, Any]) -> Iterator[Entry]:
+    scope = tuple(step if isinstance(step, str) else int(step) for step in record["scope"])
+    if not _is_address(scope):
+        raise ValueError(f"no scope has the address {scope}")
+    content = base64.b64decode(record["nodes"], validate=True)
+    fields = [content[each.start : each.end] for each in wire.fields(content)]
+    if len(decode_nodes(content, scope)) != len(fields):
+        raise ValueError(f"not all of {len(fields)} original nodes are nodes")
+    for site, original in zip(record["sites"], fields, strict=True):
+        path, form, jump, effective, at, span = site
+        if at < 0 or span < 1:
+            raise ValueError(f"no place for {path}")
+        yield Entry(
+            str(path),
+            str(form),
+            _jump(jump),
+            _jump(effective),
+            scope,
+            int(at),
+            int(span),
+            original,
+        )
 
 
 def _jump(value: float | list[float]) -> Jump:
+    if value == []:
+        raise ValueError("a jump for each of no channels")
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
 
 

@@ -3,44 +3,54 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
-import numpy as np
 import onnx
+from google.protobuf.unknown_fields import UnknownFieldSet
 
-from jr_onnx import model as models
 from jr_onnx.errors import (
     AlreadyRetrofittedError,
     HiddenActivationError,
     InvalidModelError,
+    ModelError,
     NothingToRewriteError,
     NotRetrofittedError,
     ParameterError,
     PostconditionError,
 )
-from jr_onnx.model import Model, Names, NodeBuilder, wire
+from jr_onnx.model import Model, Names, NodeBuilder, check, wire
 from jr_onnx.model import model as limits
-from jr_onnx.model.graphs import decode_node, field_path, node_field
+from jr_onnx.model.graphs import node_field
+from jr_onnx.model.model import readable
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import (
     FORMS,
-    Choice,
+    FUNCTION_DOMAIN,
+    NAME_PREFIX,
     Jump,
+    SharedConstants,
     Spot,
+    as_jump,
     check_jump,
+    check_names,
     choose,
-    effective_jump,
-    plain,
 )
-from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
+from jr_onnx.rewrite.manifest import Entry
 from jr_onnx.rewrite.pattern import Pattern
 from jr_onnx.rewrite.restore import edits_at, restore
 from jr_onnx.rewrite.select import Selection
 from jr_onnx.rewrite.sites import Site, Skipped, find_sites
 from jr_onnx.rewrite.spill import spill
+
+# What a form says anew; a node may say more.
+_COMPUTED = ("input", "output", "name", "op_type", "domain", "overload", "attribute")
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,25 @@ def retrofit(
     References:
         Erichson, Yao, Mahoney: JumpReLU (arXiv:1904.03750).
     """
-    with _no_garbage():
-        return _retrofit(model, jump, jumps, form, target, selection, partial, force)
+    asked = _Asked.of(jump, jumps)
+    check_names(form, target)
+    if selection is not None and not isinstance(selection, Selection):
+        raise ParameterError(f"selection must be a Selection, got {reprlib.repr(selection)}")
+    with _no_garbage(), readable(model):
+        original = original_of(model, force=force)
+        sites, skipped = find_sites(original)
+        hidden = [entry for entry in skipped if entry.hidden]
+        if hidden and not partial:
+            raise HiddenActivationError(_told(original, "activations are hidden", hidden))
+        chosen, left = selection.split(sites) if selection else (sites, ())
+        plans, unnamed = _plans(original, chosen, asked, form, target)
+        asked.check_paths(sites)
+        skipped = (*skipped, *left, *unnamed)
+        if not plans:
+            raise NothingToRewriteError(_told(original, "nothing to rewrite", skipped))
+        result = Retrofit(_hardened(original, plans), original, tuple(plans), skipped)
+        _postcondition(result)
+        return result
 
 
 @contextmanager
@@ -162,33 +189,6 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _retrofit(
-    model: Model,
-    jump: float | Sequence[float] | None,
-    jumps: Mapping[str, float | Sequence[float]] | None,
-    form: str | None,
-    target: str,
-    selection: Selection | None,
-    partial: bool,
-    force: bool,
-) -> Retrofit:
-    asked = _Asked(_jump(jump), {path: _jump(value) for path, value in (jumps or {}).items()})
-    original = original_of(model, force=force)
-    sites, skipped = find_sites(original)
-    hidden = [entry for entry in skipped if entry.hidden]
-    if hidden and not partial:
-        raise HiddenActivationError(_told(original, "activations are hidden", hidden))
-    chosen, left = (selection or Selection()).split(sites)
-    plans, unnamed = _plans(original, chosen, asked, form, target)
-    asked.check_paths(sites)
-    skipped = (*skipped, *left, *unnamed)
-    if not plans:
-        raise NothingToRewriteError(_told(original, "nothing to rewrite", skipped))
-    result = Retrofit(_hardened(original, plans), original, tuple(plans), skipped)
-    _postcondition(result)
-    return result
-
-
 def original_of(model: Model, *, force: bool = False) -> Model:
     """Returns the model itself, or what it was before it was retrofitted.
 
@@ -200,7 +200,7 @@ def original_of(model: Model, *, force: bool = False) -> Model:
         return restore(model, force=force)
     if NAME_PREFIX.encode() not in model.content:
         return model  # no name of ours: no need to look at each
-    for scope in models.scopes(model.proto):
+    for scope in model.scopes:
         for node in scope.graph.node:
             if node.name.startswith(NAME_PREFIX):
                 raise AlreadyRetrofittedError(
@@ -215,16 +215,23 @@ class _Asked:
     """The jumps asked for."""
 
     everywhere: Jump | None
-    by_path: dict[str, Jump | None]
+    by_path: dict[str, Jump]
 
-    def __post_init__(self) -> None:
-        if self.everywhere is None and not self.by_path:
+    @classmethod
+    def of(cls, jump: object, jumps: object) -> _Asked:
+        by_path = {} if jumps is None else jumps
+        if not isinstance(by_path, Mapping) or not all(isinstance(path, str) for path in by_path):
+            raise ParameterError(
+                f"jumps must have a jump for each site path, got {reprlib.repr(jumps)}"
+            )
+        if jump is None and not by_path:
             raise ParameterError("no jump is given: pass a jump, or jumps by site")
-        for jump in (self.everywhere, *self.by_path.values()):
-            if jump is not None:
-                effective_jump(jump, np.dtype(np.float64))
+        return cls(
+            None if jump is None else as_jump(jump),
+            {path: as_jump(each, f"the jump of {path!r}") for path, each in by_path.items()},
+        )
 
-    def of(self, site: Site) -> Jump | None:
+    def at(self, site: Site) -> Jump | None:
         return self.by_path.get(site.path, self.everywhere)
 
     def check_paths(self, sites: Sequence[Site]) -> None:
@@ -237,110 +244,167 @@ class _Asked:
             )
 
 
-def _jump(value: float | Sequence[float] | None) -> Jump | None:
-    if value is None or isinstance(value, (int, float, np.number)):
-        return None if value is None else float(value)
-    return tuple(float(number) for number in value)
-
-
 def _plans(
     model: Model, sites: Sequence[Site], asked: _Asked, form: str | None, target: str
 ) -> tuple[list[JumpSite], list[Skipped]]:
     plans: list[JumpSite] = []
     unnamed: list[Skipped] = []
+    refused: dict[str, str] = {}
     for site in sites:
-        jump = asked.of(site)
+        jump = asked.at(site)
         if jump is None:
             unnamed.append(Skipped(site.path, site.op_type, "no jump is given for it"))
             continue
-        check_jump(site, jump)
-        choice = choose(site, jump, model.proto.ir_version, form=form, target=target)
-        plans.append(_plan(site, jump, choice))
+        try:
+            effective = check_jump(site, jump)
+            choice = choose(site, jump, model.proto.ir_version, form=form, target=target)
+        except ParameterError as error:
+            refused[site.path] = str(error)
+        else:
+            plans.append(JumpSite(site, choice.form, choice.reason, jump, effective))
+    if refused:
+        more = f"; and at {len(refused) - 5} more sites" if len(refused) > 5 else ""
+        raise ParameterError(
+            f"{'; '.join(list(refused.values())[:5])}{more}. To leave such a site as it is: "
+            f"--exclude {shlex.quote(next(iter(refused)))}, in Python Selection(exclude=...)"
+        )
+    imported = {entry.domain for entry in model.proto.opset_import}
+    if FUNCTION_DOMAIN in imported and any(plan.form == "function" for plan in plans):
+        raise ParameterError(
+            f"form function is not possible: the model has a domain {FUNCTION_DOMAIN!r} of its own"
+        )
     return plans, unnamed
 
 
-def _plan(site: Site, jump: Jump, choice: Choice) -> JumpSite:
-    dtype = site.tensor.dtype if site.tensor.element else np.dtype(np.float64)
-    effective = plain(effective_jump(jump, dtype).astype(np.float64))
-    return JumpSite(site, choice.form, choice.reason, jump, effective)
-
-
 def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
-    writer = _Writer(original)
-    entries: list[Entry] = []
+    # Where no byte of the model spells the prefix of our names, none of its own can clash.
+    free = NAME_PREFIX.encode() not in original.content
+    names = Names(()) if free else Names.of(original.proto)
+    nodes = {scope.address: scope.graph.node for scope in original.scopes}
+    entries: dict[str, Entry] = {}
     edits: wire.Edits = {}
-    for plan in plans:
-        number = node_field(plan.site.scope)
-
-        def replace(old: bytes, plan: JumpSite = plan, number: int = number) -> bytes:
-            content, count = writer.written(old, plan, number)
-            entries.append(_entry(old, plan, count))
-            return content
-
-        here = edits_at(edits, field_path(plan.site.scope))
-        here[number, plan.site.index] = replace
-    content = wire.splice(original.content, edits)
-    order = {plan.site.path: position for position, plan in enumerate(plans)}
-    entries.sort(key=lambda entry: order[entry.path])
-    # base64 makes 4 bytes of 3; the rest of an entry is a path, numbers and names.
-    manifest = sum(2 * len(entry.field) + 4 * len(entry.path) + 400 for entry in entries)
-    excess = len(content) + manifest - limits.LARGEST
+    for scope, group in groupby(plans, key=lambda plan: plan.site.scope):
+        writer = _Writer(nodes[scope], node_field(scope), names, free, entries)
+        here = edits_at(edits, scope)
+        for plan in group:
+            here[plan.site.index] = partial(writer.replace, plan)
+    try:
+        content = wire.splice(original.content, edits)
+    except wire.LayoutError as error:
+        raise ModelError(
+            f"{original.name}: the file is written in a way that protobuf itself does not write "
+            f"({error}), so it cannot be edited in place. Load it with onnx.load, save it with "
+            "onnx.save, and retrofit that"
+        ) from error
+    listed = [entries[plan.site.path] for plan in plans]
+    hardened = manifests.add(content, original, listed)
+    excess = len(hardened) - limits.LARGEST + 1
     if excess <= 0:
-        return original.derived(manifests.add(content, original, entries))
-    location = f"jr_onnx_{original.sha256[:12]}.weights"
-    content, data, spilled = spill(content, excess + 4096, location)
-    content = manifests.add(content, original, entries, spilled)
-    return Model(content, folder=original.folder, attachments={location: data})
+        return original.derived(hardened)
+    del hardened  # as large as all the rest
+    content, data, spilled = spill(content, excess)
+    content = manifests.add(content, original, listed, spilled)
+    return Model(content, folder=original.folder, attachments=data)
 
 
 class _Writer:
-    """Writes the nodes of sites; sites that differ in nothing but names share a pattern."""
+    """Writes the nodes of the sites in one list; those alike but for names share a pattern."""
 
-    def __init__(self, original: Model) -> None:
-        # Where no byte of the model spells the prefix of our names, none of its own can clash.
-        self._free = NAME_PREFIX.encode() not in original.content
-        self._names = Names(()) if self._free else Names.of(original.proto)
-        self._patterns: dict[tuple[Any, ...], Pattern] = {}
+    def __init__(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        number: int,
+        names: Names,
+        free: bool,
+        entries: dict[str, Entry],
+    ) -> None:
+        self._number = number
+        self._nodes = nodes
+        self._names = names
+        self._free = free
+        self._entries = entries
+        self._constants = SharedConstants(names)
+        self._patterns: dict[tuple[object, ...], Pattern] = {}
 
-    def written(self, old: bytes, plan: JumpSite, number: int) -> tuple[bytes, int]:
-        """Returns the fields that take the place of the field `old`, and how many they are."""
-        site, node = plan.site, decode_node(old)
-        noted = node.HasField("doc_string") or len(node.metadata_props) > 0
+    def replace(self, plan: JumpSite, old: bytes) -> bytes:
+        """Returns the fields that take the place of the field `old`, and lists them."""
+        site, node = plan.site, self._nodes[plan.site.index]
         prefix = self._names.fresh(f"{NAME_PREFIX}/{site.y}")
-        if noted or site.cap is not None or not self._free or site.x == site.y:
-            nodes = _nodes(node, plan, NodeBuilder(self._names, prefix))
-            fields = [wire.encode(number, each.SerializeToString()) for each in nodes]
-            return b"".join(fields), len(nodes)
-        rank = None if site.tensor.shape is None else len(site.tensor.shape)
+        if _says_more(node) or site.cap is not None or not self._free or site.x == site.y:
+            new = self._built(plan, node, NodeBuilder(self._names, prefix))
+            content, span = self._encoded(new), len(new)
+        else:
+            pattern = self._pattern(plan, node, prefix)
+            content = pattern.fill(self._number, site.x, site.y, prefix)
+            span = len(pattern.nodes)
+        constants = self._constants.take()
+        if constants:
+            content = self._encoded(constants) + content
+            span += len(constants)
+        self._entries[site.path] = Entry(
+            site.path, plan.form, plan.jump, plan.effective_jump, site.scope, site.index, span, old
+        )
+        return content
+
+    def _pattern(self, plan: JumpSite, node: onnx.NodeProto, prefix: str) -> Pattern:
+        site = plan.site
+        # The constant of a jump per channel has the rank of x.
+        rank = len(site.tensor.shape or ()) if isinstance(plan.jump, tuple) else 0
         key = (plan.form, plan.jump, site.tensor.element, rank)
         pattern = self._patterns.get(key)
         if pattern is None:
-            nodes = _nodes(node, plan, NodeBuilder(Names(()), prefix))
+            nodes = self._built(plan, node, NodeBuilder(Names(()), prefix))
             pattern = self._patterns[key] = Pattern.of(nodes, site.x, site.y, prefix)
-        return pattern.fill(number, site.x, site.y, prefix), len(pattern.nodes)
+        return pattern
+
+    def _built(
+        self, plan: JumpSite, node: onnx.NodeProto, build: NodeBuilder
+    ) -> list[onnx.NodeProto]:
+        return form_nodes(plan.form, Spot(plan.site, node, plan.jump, build, self._constants))
+
+    def _encoded(self, nodes: Sequence[onnx.NodeProto]) -> bytes:
+        return b"".join(wire.encode(self._number, node.SerializeToString()) for node in nodes)
 
 
-def _nodes(node: onnx.NodeProto, plan: JumpSite, build: NodeBuilder) -> list[onnx.NodeProto]:
-    FORMS[plan.form](Spot(plan.site, node, plan.jump, build))
-    last = build.nodes[-1]
-    if node.HasField("doc_string"):
-        last.doc_string = node.doc_string
-    last.metadata_props.extend(node.metadata_props)
-    return build.nodes
+def form_nodes(form: str, spot: Spot) -> list[onnx.NodeProto]:
+    """Returns the nodes of a form; what the original's says beside its computation goes along.
+
+    Documentation, metadata and fields that this version of ONNX does not know go to the node that
+    gives the output, device configurations to every node, each with the values that it has.
+    """
+    FORMS[form](spot)
+    nodes, node = spot.build.nodes, spot.node
+    if _says_more(node):
+        rest = onnx.NodeProto()
+        rest.CopyFrom(node)
+        for field in (*_COMPUTED, "device_configurations"):
+            rest.ClearField(field)
+        for new in nodes:
+            new.DiscardUnknownFields()  # of a Clip that is kept
+            _place(new, node.device_configurations)
+        nodes[-1].MergeFrom(rest)
+    return nodes
 
 
-def _entry(old: bytes, plan: JumpSite, count: int) -> Entry:
-    site = plan.site
-    return Entry(
-        path=site.path,
-        form=plan.form,
-        jump=plan.jump,
-        effective_jump=plan.effective_jump,
-        scope=site.scope,
-        index=site.index,
-        count=count,
-        field=old,
+def _says_more(node: onnx.NodeProto) -> bool:
+    return (
+        node.HasField("doc_string")
+        or len(node.metadata_props) > 0
+        or len(node.device_configurations) > 0
+        or len(UnknownFieldSet(node)) > 0
     )
+
+
+def _place(node: onnx.NodeProto, devices: Iterable[onnx.NodeDeviceConfigurationProto]) -> None:
+    node.ClearField("device_configurations")
+    values = {*node.input, *node.output}
+    for device in devices:
+        copy = node.device_configurations.add()
+        copy.CopyFrom(device)
+        del copy.sharding_spec[:]
+        copy.sharding_spec.extend(
+            spec for spec in device.sharding_spec if spec.tensor_name in values
+        )
 
 
 def _postcondition(result: Retrofit) -> None:
@@ -355,9 +419,9 @@ def _postcondition(result: Retrofit) -> None:
             "Please report this model"
         )
     try:
-        models.check(hardened)
+        check(hardened)
     except InvalidModelError as error:
-        models.check(original)  # refused already? Then that is the news, and it is raised
+        check(original)  # refused already? Then that is the news, and it is raised
         raise PostconditionError(f"the hardened model is invalid: {error}") from error
 
 

@@ -8,8 +8,9 @@ back.
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +61,15 @@ class Spilled:
         )
 
 
-def spill(content: bytes, excess: int, location: str) -> tuple[bytes, bytes, tuple[Spilled, ...]]:
+def spill(content: bytes, excess: int) -> tuple[bytes, dict[str, bytes], tuple[Spilled, ...]]:
     """Moves the largest initializers out.
 
     Args:
         content: a serialized model.
-        excess: how many bytes it must lose.
-        location: the name of the file they go to.
+        excess: how many bytes it must lose, with all that the manifest says of what was moved.
 
     Returns:
-        The smaller model, the content of the file, and what was moved.
+        The smaller model, the content of the file by its name, and what was moved.
 
     Raises:
         ModelError: its initializers do not hold so much.
@@ -77,43 +77,72 @@ def spill(content: bytes, excess: int, location: str) -> tuple[bytes, bytes, tup
     spans = list(data_spans(content))
     chosen, freed = set(), 0
     for span in sorted(spans, key=lambda span: span.raw.value - span.raw.end):
-        if freed >= excess:
+        gain = _gain(span)
+        if freed >= excess or gain <= 0:
             break
         chosen.add(span.index)
-        freed += span.raw.end - span.raw.value
+        freed += gain
     if freed < excess:
         raise ModelError(
             f"the hardened model would pass protobuf's 2 GiB by {excess:,} bytes, and its "
             f"initializers hold only {freed:,}. Save its weights as external data first"
         )
     data = bytearray()
+    offsets: dict[int, int] = {}
+    for span in spans:
+        if span.index in chosen:
+            data += bytes(-len(data) % _ALIGNMENT)
+            offsets[span.index] = len(data)
+            data += memoryview(content)[span.raw.value : span.raw.end]
+    # Named by what it holds: another retrofit of the same model may move other weights.
+    location = f"jr_onnx_{hashlib.sha256(data).hexdigest()[:12]}.weights"
     moved: list[Spilled] = []
+    edits: dict[int, wire.Edit | bytes | wire.Edits] = {}
     for span in spans:
         if span.index not in chosen:
             continue
-        data += bytes(-len(data) % _ALIGNMENT)
-        raw, field = span.raw, span.field
-        before, after = content[field.start : raw.value], content[raw.end : field.end]
-        size = raw.end - raw.value
-        moved.append(Spilled(span.index, location, len(data), size, before, after))
-        data += memoryview(content)[raw.value : raw.end]
-    return spill_again(content, moved), bytes(data), tuple(moved)
+        before = content[span.field.start : span.raw.value]
+        after = content[span.raw.end : span.field.end]
+        size = span.raw.end - span.raw.value
+        record = Spilled(span.index, location, offsets[span.index], size, before, after)
+        moved.append(record)
+        edits[span.index] = wire.encode(
+            _INITIALIZER, outside(content, span, record).SerializeToString()
+        )
+    smaller = wire.splice(content, {wire.MODEL_GRAPH: {0: {_INITIALIZER: edits}}})
+    return smaller, {location: bytes(data)}, tuple(moved)
 
 
-def spill_again(content: bytes, moved: Sequence[Spilled]) -> bytes:
-    """Returns a model with the given initializers moved out."""
-    return _edited(content, moved, _outside)
+def _gain(span: Span) -> int:
+    """Returns how much smaller the model is without the data of an initializer, at the least."""
+    around = (span.raw.value - span.field.start) + (span.field.end - span.raw.end)
+    return span.raw.end - span.raw.value - 4 * around - 512
 
 
-def bring_back(content: bytes, moved: Sequence[Spilled], model: Model) -> bytes:
-    """Returns the content with its weights inside again, read from beside `model`.
+def outside(content: bytes, span: Span, record: Spilled) -> TensorProto:
+    """Returns an initializer with its data in the file."""
+    tensor: TensorProto = TensorProto.FromString(
+        content[span.field.value : span.raw.start] + content[span.raw.end : span.field.end]
+    )
+    tensor.data_location = TensorProto.EXTERNAL
+    places = {"location": record.location, "offset": record.offset, "length": record.length}
+    for key, value in places.items():
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+def bring_back(edits: wire.Edits, moved: Sequence[Spilled], model: Model) -> None:
+    """Adds the edits that put the weights back inside, read from beside `model`.
 
     Raises:
         ExternalDataError: the file with the weights is missing or too short.
     """
-    return _edited(
-        content, moved, lambda _, record: record.before + data_of(record, model) + record.after
-    )
+    here = edits.setdefault(wire.MODEL_GRAPH, {}).setdefault(0, {})
+    if not isinstance(here, dict):
+        raise ValueError("the graph is replaced as a whole")
+    for record in moved:
+        content = record.before + data_of(record, model) + record.after
+        here.setdefault(_INITIALIZER, {})[record.index] = content
 
 
 def data_of(record: Spilled, model: Model) -> bytes:
@@ -160,27 +189,3 @@ def data_spans(content: bytes) -> Iterator[Span]:
             for part in wire.fields(content, field.value, field.end):
                 if part.number == _RAW_DATA:
                     yield Span(index, field, part)
-
-
-def _edited(
-    content: bytes, moved: Sequence[Spilled], edit: Callable[[bytes, Spilled], bytes]
-) -> bytes:
-    if not moved:
-        return content
-    edits: wire.Edits = {
-        (_INITIALIZER, record.index): lambda old, record=record: edit(old, record)  # type: ignore[misc]
-        for record in moved
-    }
-    return wire.splice(content, {(wire.MODEL_GRAPH, 0): edits})
-
-
-def _outside(old: bytes, record: Spilled) -> bytes:
-    """Returns an initializer's field with its data in the file."""
-    field = next(wire.fields(old))
-    tensor = TensorProto.FromString(old[field.value : field.end])
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    places = {"location": record.location, "offset": record.offset, "length": record.length}
-    for key, value in places.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return wire.encode(_INITIALIZER, tensor.SerializeToString())

@@ -2,7 +2,7 @@
 
 Structure: both models are walked side by side. Every field and node must be equal, except that
 where the original has a site, the hardened model may have the very nodes of a form, with the jump
-that the manifest gives it, from the site's input to its output.
+that the manifest gives it, from the site's input to its output. Constants may serve several sites.
 
 Numbers: each of those groups of nodes is run alone, in onnxruntime, on special values, on the
 neighbours of the jump and on random bit patterns, and compared bitwise with numpy.
@@ -10,7 +10,7 @@ neighbours of the jump and on random bit patterns, and compared bitwise with num
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,16 @@ from jr_onnx.errors import AlreadyRetrofittedError, SessionError
 from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder
 from jr_onnx.model.graphs import decode_node
 from jr_onnx.rewrite import manifest as manifests
-from jr_onnx.rewrite.forms import FORMS, FUNCTION_DOMAIN, Jump, Spot, jump_relu
-from jr_onnx.rewrite.manifest import NAME_PREFIX, Entry
+from jr_onnx.rewrite.forms import (
+    FORMS,
+    FUNCTION_DOMAIN,
+    NAME_PREFIX,
+    Jump,
+    SharedConstants,
+    Spot,
+    jump_relu,
+)
+from jr_onnx.rewrite.manifest import Entry
 from jr_onnx.rewrite.sites import Site, find_sites
 from jr_onnx.rewrite.spill import Spilled, data_of, data_spans, spill_again
 from jr_onnx.session import Session, installed
@@ -162,6 +170,8 @@ def _left_alone(original: Model, entries: dict[str, Entry]) -> set[str]:
 
 @dataclass(frozen=True)
 class _Replacement:
+    """What a site became: its nodes, and before them the constants that it uses, its own or not."""
+
     site: Site
     nodes: list[onnx.NodeProto]
 
@@ -195,17 +205,18 @@ class _Walk:
 
     def _nodes(self, address: Address, left: Graph, right: Graph) -> None:
         theirs = list(right.node)
+        constants: dict[str, onnx.NodeProto] = {}
         at = 0
         for index, node in enumerate(left.node):
             here = theirs[at] if at < len(theirs) else None
             site = self._sites.get((address, index))
             if site is not None:
-                group = _group(theirs, at, node)
+                group = _group(theirs, at, node, constants)
                 if group is None:
                     plain = "still a plain" if here == node else "no way from input to output of"
                     self._differ(site.path, f"{plain} {node.op_type}: not retrofitted")
                 else:
-                    self.replacements.append(_Replacement(site, group))
+                    self._replacement(site, group, constants)
                 at += 1 if group is None else len(group)
             elif here is None:
                 self._differ(_spelled(node), "expected this node, it is missing")
@@ -214,6 +225,17 @@ class _Walk:
                 at += 1
         for node in theirs[at:]:
             self._differ(_spelled(node), "a node that the original does not have")
+
+    def _replacement(
+        self, site: Site, group: list[onnx.NodeProto], constants: dict[str, onnx.NodeProto]
+    ) -> None:
+        new = {node.output[0]: node for node in group if _is_constant(node)}
+        constants.update(new)
+        nodes = [node for node in group if not _is_constant(node)]
+        used = dict.fromkeys(name for node in nodes for name in node.input if name in constants)
+        self.replacements.append(_Replacement(site, [*map(constants.__getitem__, used), *nodes]))
+        for name in new.keys() - used.keys():
+            self._differ(_spelled(new[name]), "a constant that no form uses")
 
     def _node(self, place: Address, left: onnx.NodeProto, right: onnx.NodeProto) -> None:
         """Compares two nodes; bodies of If, Loop and Scan node by node."""
@@ -254,13 +276,20 @@ def _compare_repeated(mine: Any, yours: Any, where: str) -> Iterator[Difference]
 
 
 def _group(
-    nodes: list[onnx.NodeProto], start: int, replaced: onnx.NodeProto
+    nodes: list[onnx.NodeProto],
+    start: int,
+    replaced: onnx.NodeProto,
+    constants: Mapping[str, onnx.NodeProto],
 ) -> list[onnx.NodeProto] | None:
-    """Returns the new nodes that lead from a site's inputs to its output and touch nothing else."""
+    """Returns the new nodes that lead from a site's inputs to its output.
+
+    They touch nothing else, but for constants that an earlier site of the same list brought along.
+    """
     inner = {"", *replaced.input}
     for end in range(start, len(nodes)):
         node = nodes[end]
-        if not node.name.startswith(NAME_PREFIX) or not inner.issuperset(node.input):
+        ours = node.name.startswith(NAME_PREFIX)
+        if not ours or not all(name in inner or name in constants for name in node.input):
             return None
         inner.update(node.output)
         if replaced.output[0] in node.output:
@@ -268,14 +297,19 @@ def _group(
     return None
 
 
+def _is_constant(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and not node.input and len(node.output) == 1
+
+
 def _compare_form(replacement: _Replacement, entry: Entry) -> Difference | None:
     """Compares the new nodes with those that the form has: op types, wiring, constants."""
     site = replacement.site
     if entry.form not in FORMS:
         return Difference(site.path, f"the manifest names the form {entry.form!r}, there is none")
-    build = NodeBuilder(Names(()), NAME_PREFIX)
-    FORMS[entry.form](Spot(site, decode_node(entry.field), entry.jump, build))
-    if _shape_of(build.nodes, site) == _shape_of(replacement.nodes, site):
+    build, constants = NodeBuilder(Names(()), NAME_PREFIX), SharedConstants(Names(()))
+    FORMS[entry.form](Spot(site, decode_node(entry.field), entry.jump, build, constants))
+    expected = [*constants.take(), *build.nodes]
+    if _shape_of(expected, site) == _shape_of(replacement.nodes, site):
         return None
     return Difference(site.path, f"its nodes are not those of the form {entry.form}")
 

@@ -226,19 +226,19 @@ def _make_sparse(attribute: onnx.AttributeProto) -> None:
 def _hardened(surgeon: Any, graph: gs.Graph, model: Model) -> gs.Graph:
     manifest = manifests.read(model)
     assert manifest is not None, "a retrofit writes one"
-    counts = {(entry.scope, entry.index): entry.count for entry in manifest.entries}
+    spans = {(entry.scope, entry.at): entry.span for entry in manifest.entries}
     new_nodes: dict[tuple[Address, int], Sequence[onnx.NodeProto]] = {}
 
     def collect(address: Address, nodes: Sequence[onnx.NodeProto]) -> None:
         at = index = 0
         while at < len(nodes):
-            count = counts.get((address, index), 0)
-            if count:
-                new_nodes[address, index] = nodes[at : at + count]
+            span = spans.get((address, index), 0)
+            if span:
+                new_nodes[address, index] = nodes[at : at + span]
             else:
                 for which, attribute in enumerate(nodes[at].attribute):
                     collect((*address, index, which, -1), attribute.g.node)
-            at, index = at + (count or 1), index + 1
+            at, index = at + (span or 1), index + 1
 
     proto = model.proto
     collect(("graph",), proto.graph.node)
@@ -321,12 +321,14 @@ class _Copy:
         }
 
     def _nodes(self, graph: gs.Graph, address: Address) -> Iterator[gs.Node]:
+        known: dict[str, gs.Tensor] = {}  # the constants of one site serve the next ones too
         for index, node in enumerate(graph.nodes, leading(self._gs, graph)):
             new = self._new_nodes.get((address, index))
             if new is None:
                 yield self._node(node, (*address, index))
                 continue
-            known = {tensor.name: self._tensor(tensor) for tensor in (*node.inputs, *node.outputs)}
+            for tensor in (*node.inputs, *node.outputs):
+                known[tensor.name] = self._tensor(tensor)
             for proto in new:
                 # Adds the values that are new to `known`.
                 yield self._importer.import_node(proto, {}, known, graph.opset, None)

@@ -1,0 +1,77 @@
+"""Iterative FGSM with momentum (Dong et al., arXiv:1710.06081).
+
+g_{t+1} = momentum * g_t + gradient / l1(gradient)
+x_{t+1} = project(x_t + step_size * direction(g_{t+1}))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jr_onnx.attacks.attack import Attack, Classifier
+from jr_onnx.attacks.batch import check_classes_of, check_loss, climb, radius
+from jr_onnx.attacks.nearest import check_at_least, per_example
+from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.errors import ParameterError
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIFGSM(Attack):
+    """Steps along a running mean of the gradients, which transfers better to other models.
+
+    Attributes:
+        steps: gradient steps, 10 in the paper.
+        step_size: in input units; epsilon / steps if None, as in the paper.
+        momentum: mu, 1 in the paper.
+        loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
+
+    References:
+        Dong et al.: Boosting Adversarial Attacks with Momentum (arXiv:1710.06081).
+    """
+
+    name = "mifgsm"
+    steps: int = 10
+    step_size: float | None = None
+    momentum: float = 1.0
+    loss: str = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        check_at_least(1, steps=self.steps)
+        check_at_least(0, momentum=self.momentum)
+        check_loss(self.loss)
+        if self.step_size is not None and not self.step_size > 0:
+            raise ParameterError(f"step_size must be > 0, got {self.step_size}")
+
+    def search(
+        self,
+        target: Classifier,
+        x: Array,
+        y: Array,
+        threat: ThreatModel,
+        *,
+        seed: int,
+        indices: Array,
+    ) -> Array:
+        """Returns the first misclassified iterate of each example, or its last.
+
+        Raises:
+            ParameterError: the loss needs more classes, or epsilon is inf and step_size None.
+        """
+        check_classes_of(self.name, self.loss, target, x)
+        step_size = self.step_size or radius(self.name, threat) / self.steps
+        running = np.zeros(x.shape)
+
+        def move(rows: Array, points: Array, loss: Array, gradient: Array) -> Array:
+            exact = gradient.astype(np.float64)
+            size = NORMS["l1"].distance(exact)
+            unit = exact / per_example(np.where(size > 0, size, 1), exact)
+            running[rows] = self.momentum * running[rows] + unit
+            moved: Array = points + step_size * NORMS[threat.norm].direction(running[rows])
+            return moved
+
+        return climb(target, x, y, threat, move, start=x, steps=self.steps, loss=self.loss)

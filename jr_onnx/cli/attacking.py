@@ -1,0 +1,225 @@
+"""The commands that attack: one attack, or a suite on a model and its original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jr_onnx import report, rewrite
+from jr_onnx.attacks import ATTACKS, NORMS, ThreatModel, parse_attack, parse_epsilon
+from jr_onnx.checkpoint import Checkpoint
+from jr_onnx.cli.console import bars, require_distinct, require_json, say, write_json
+from jr_onnx.cli.options import (
+    BatchSize,
+    Device,
+    Epsilon,
+    Force,
+    Json,
+    ModelPath,
+    Output,
+    Quiet,
+    Seed,
+)
+from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
+from jr_onnx.errors import ParameterError
+from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
+from jr_onnx.evaluate import evaluate as run_suite
+from jr_onnx.examples import AdversarialExamples
+from jr_onnx.model import Model, load, require_writable
+from jr_onnx.model.external import data_files
+from jr_onnx.suites import SUITES, Suite, Trial, find_suite
+from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
+
+Norm = Annotated[str, typer.Option("--norm", help=f"Of the ball: {', '.join(NORMS)}.")]
+
+
+def attack(
+    model: ModelPath,
+    data: Data = None,
+    samples: Samples = None,
+    preprocess: Preprocess = None,
+    mean: Mean = None,
+    std: Std = None,
+    name: Annotated[str, typer.Option("--attack", help=f"One of {', '.join(ATTACKS)}.")] = "pgd",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the attack: --set steps=100.", show_default=False),
+    ] = None,
+    norm: Norm = "linf",
+    epsilon: Epsilon = "0.1",
+    surrogate: Annotated[
+        str,
+        typer.Option(help="Slope of the jumps on the way back: exact, relu, identity, soft:30%."),
+    ] = "exact",
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="Try the adversarial examples of this file instead (-o wrote it).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Output = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the broken examples as PNG.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    json: Json = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack a model; with -o, keep the adversarial examples.
+
+    Example: jr-onnx attack model.onnx --data test.npz --attack pgd --epsilon 8/255 -o adv.npz
+    """
+    if (data is None) == (replay is None):
+        raise ParameterError("give either --data (what to attack) or --replay (what to try again)")
+    loaded = load(model)
+    files = (model, *data_files(loaded))
+    require_distinct(inputs=(*files, data, replay), outputs=(output, json))
+    require_writable(output, force=force)
+    require_json(json, force=force)
+    if data is None:
+        assert replay is not None
+        _replay(loaded, replay, device, batch_size, json, force)
+        return
+    examples = open_data(
+        data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
+    )
+    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
+    trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
+    with bars(len(examples), quiet=quiet) as progress:
+        evaluation = run_suite(
+            loaded,
+            examples.x,
+            examples.y,
+            threat=threat,
+            suite=Suite(name, (trial,)),
+            preprocessing=examples.steps,
+            device=device,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    _say(evaluation, data)
+    if output or images:
+        found = AdversarialExamples.of(evaluation, examples.y)
+        if output:
+            found.save(output, force=force)
+            say(f"{output}: {int(found.broken.sum())} adversarial examples written")
+        if images:
+            say(f"{images}: {found.save_images(images, threat.bounds)} images written")
+    write_json(json, report.to_json(**evaluation.to_json()), force=force)
+
+
+def evaluate(
+    model: ModelPath,
+    data: Data = None,
+    samples: Samples = None,
+    preprocess: Preprocess = None,
+    mean: Mean = None,
+    std: Std = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model before; of a hardened model, its own original.", show_default=False
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "adaptive",
+    norm: Norm = "linf",
+    epsilon: Epsilon = "0.1",
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps finished attacks, and gives them back after an interruption.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    json: Json = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure robust accuracy under a suite of attacks, next to the original's.
+
+    Example: jr-onnx evaluate model.jr.onnx --data test.npz --suite adaptive --epsilon 8/255
+    """
+    if data is None:
+        raise ParameterError("give the examples to attack with --data")
+    loaded, before = load(model), load(baseline) if baseline else None
+    files = (model, *data_files(loaded), baseline, *(data_files(before) if before else ()))
+    require_distinct(inputs=(*files, data), outputs=(json,))
+    require_json(json, force=force)
+    find_suite(suite, norm)
+    examples = open_data(
+        data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
+    )
+    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
+    if before is None and rewrite.jumps_of(loaded):
+        before = rewrite.original_of(loaded)
+    interrupted = None
+    with bars(len(examples), quiet=quiet) as progress:
+        try:
+            evaluation = run_suite(
+                loaded,
+                examples.x,
+                examples.y,
+                threat=threat,
+                suite=suite,
+                baseline=before,
+                preprocessing=examples.steps,
+                device=device,
+                seed=seed,
+                batch_size=batch_size,
+                checkpoint=Checkpoint(resume) if resume else None,
+                progress=progress,
+            )
+        except EvaluationInterrupted as stopped:
+            evaluation, interrupted = stopped.partial, stopped
+    _say(evaluation, data)
+    write_json(json, report.to_json(**evaluation.to_json()), force=force)
+    if interrupted:
+        say("Interrupted: these figures are of the attacks that were finished, and too good.")
+        raise interrupted
+
+
+def _say(evaluation: Evaluation, data: Path | None) -> None:
+    provider = evaluation.models[-1].provider
+    say(f"attacked on {len(evaluation.x):,} examples of {data} by {provider}")
+    say(report.evaluation_table(evaluation))
+    distances = report.distances_table(evaluation)
+    if distances:
+        say(distances)
+    for finding in evaluation.findings:
+        say(f"{finding.rule} {finding.level}: {finding.message}")
+    say(report.verdict(evaluation))
+
+
+def _replay(
+    model: Model, path: Path, device: str, batch_size: int, json: Path | None, force: bool
+) -> None:
+    examples = AdversarialExamples.load(path)
+    target = Target(model, device=device, batch_size=batch_size)
+    check_fit(target, examples.x_adv, examples.y)
+    clean = target.logits(examples.x).argmax(axis=1) == examples.y
+    attacked = target.logits(examples.x_adv).argmax(axis=1) == examples.y
+    figures = {
+        "clean_accuracy": float(clean.mean()),
+        "accuracy_under_replay": float((clean & attacked).mean()),
+        "broken_before": int(examples.broken.sum()),
+        "broken": int((clean & ~attacked).sum()),
+    }
+    say(
+        f"{model.name}: {clean.mean():.1%} of {len(clean):,} examples are classified correctly, "
+        f"{figures['accuracy_under_replay']:.1%} still are after the attack of {path} "
+        f"({figures['broken']:,} broken, {figures['broken_before']:,} on the model it was made on)"
+    )
+    entries = {"model": {"path": str(model.path), "sha256": model.sha256}, "about": examples.about}
+    content = report.to_json("jr-onnx/replay/1", **entries, samples=len(clean), **figures)
+    write_json(json, content, force=force)

@@ -1,0 +1,182 @@
+"""An evaluation that goes on where it was; adversarial examples on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jr_onnx as jr
+from jr_onnx.attacks import PGD, Attack
+from jr_onnx.checkpoint import Checkpoint
+from jr_onnx.errors import DataError, OutputError
+from jr_onnx.evaluate import EvaluationInterrupted
+from jr_onnx.examples import AdversarialExamples
+from jr_onnx.suites import Suite, Trial
+
+THREAT = jr.ThreatModel(epsilon=0.1)
+THREE = Suite(
+    "three",
+    tuple(Trial(name=f"pgd-{steps}", attack=PGD(steps=steps)) for steps in (1, 2, 3)),
+)
+
+
+def _figures(evaluation: jr.Evaluation) -> Any:
+    document = evaluation.to_json()
+    for model in document["models"]:
+        for attack in model["attacks"]:
+            del attack["seconds"]
+    return document
+
+
+@pytest.mark.parametrize("stopped_at", range(7))
+def test_a_killed_run_goes_on_and_gives_the_same(
+    lenet: jr.Model,
+    mnist: jr.Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped_at: int,
+) -> None:
+    hardened = jr.retrofit(lenet, jump=1.0).model
+    checkpoint = Checkpoint(tmp_path / "runs")
+
+    def run(folder: Checkpoint | None) -> jr.Evaluation:
+        return jr.evaluate(
+            hardened,
+            mnist.x[:20],
+            mnist.y[:20],
+            threat=THREAT,
+            suite=THREE,
+            baseline=lenet,
+            device="cpu",
+            checkpoint=folder,
+        )
+
+    expected = _figures(run(None))
+    attack, ran = Attack.run, [0]
+
+    def counted(self: Attack, *args: Any, **options: Any) -> Any:
+        ran[0] += 1
+        if ran[0] == stopped_at + 1:
+            raise KeyboardInterrupt
+        return attack(self, *args, **options)
+
+    # The package's function of that name hides the module.
+    monkeypatch.setattr(sys.modules["jr_onnx.evaluate"], "diagnose", lambda *args: ())
+    without = {**expected, "findings": []}
+    with monkeypatch.context() as patch:
+        patch.setattr(Attack, "run", counted)
+        if stopped_at < 6:
+            with pytest.raises(EvaluationInterrupted) as caught:
+                run(checkpoint)
+            partial = caught.value.partial
+            assert not partial.to_json()["complete"]
+            assert sum(len(model.outcomes) for model in partial.models) == stopped_at
+    ran[0] = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Attack, "run", lambda *a, **k: ran.__setitem__(0, ran[0] + 1) or attack(*a, **k)
+        )
+        assert _figures(run(checkpoint)) == without
+    assert ran[0] == (6 - stopped_at if stopped_at < 6 else 6), "what was finished is not run again"
+
+
+def test_another_seed_is_another_run(lenet: jr.Model, mnist: jr.Dataset, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    for seed in (0, 1, 0):
+        jr.evaluate(
+            lenet,
+            mnist.x[:5],
+            mnist.y[:5],
+            threat=THREAT,
+            suite=THREE,
+            device="cpu",
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_damaged_checkpoint_is_named(lenet: jr.Model, mnist: jr.Dataset, tmp_path: Path) -> None:
+    def run() -> jr.Evaluation:
+        return jr.evaluate(
+            lenet,
+            mnist.x[:5],
+            mnist.y[:5],
+            threat=THREAT,
+            suite=THREE,
+            device="cpu",
+            checkpoint=Checkpoint(tmp_path),
+        )
+
+    run()
+    damaged = next(tmp_path.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(DataError, match="this checkpoint cannot be read"):
+        run()
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DataError, match="cannot be used as a folder"):
+        Checkpoint(file)
+
+
+@pytest.fixture(scope="module")
+def examples(lenet: jr.Model, mnist: jr.Dataset) -> AdversarialExamples:
+    found = jr.evaluate(lenet, mnist.x[:30], mnist.y[:30], threat=THREAT, suite=THREE, device="cpu")
+    return AdversarialExamples.of(found, mnist.y[:30])
+
+
+def test_adversarial_examples_are_those_that_broke_the_model(
+    examples: AdversarialExamples, lenet: jr.Model
+) -> None:
+    target = jr.Target(lenet, device="cpu")
+    clean = target.logits(examples.x).argmax(1) == examples.y
+    attacked = target.logits(examples.x_adv).argmax(1) == examples.y
+    assert examples.broken.any()
+    assert np.array_equal(examples.broken, clean & ~attacked)
+    assert THREAT.contains(examples.x_adv, examples.x).all()
+
+
+def test_adversarial_examples_are_read_as_they_were_written(
+    examples: AdversarialExamples, tmp_path: Path
+) -> None:
+    path = tmp_path / "adv.npz"
+    examples.save(path)
+    again = AdversarialExamples.load(path)
+    for name in ("x_adv", "x", "y", "broken"):
+        assert np.array_equal(getattr(again, name), getattr(examples, name))
+    assert again.about == json.loads(json.dumps(examples.about))
+    with pytest.raises(OutputError):
+        examples.save(path)
+
+
+def test_what_is_no_file_of_adversarial_examples_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.npz"
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(DataError, match="holds no adversarial examples"):
+        AdversarialExamples.load(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        AdversarialExamples.load(tmp_path / "missing.npz")
+
+
+def test_images_are_the_rounded_examples(examples: AdversarialExamples, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    assert examples.save_images(tmp_path, (0.0, 1.0)) == examples.broken.sum()
+    at = int(np.flatnonzero(examples.broken)[0])
+    pixels = np.asarray(image.open(tmp_path / f"{at:05d}_label{examples.y[at]}.png"))
+    assert np.array_equal(pixels, np.rint(255 * examples.x_adv[at, 0]))
+
+
+def test_what_is_no_image_is_told(examples: AdversarialExamples, tmp_path: Path) -> None:
+    flat = AdversarialExamples(
+        examples.x_adv.reshape(30, -1), examples.x.reshape(30, -1), examples.y, examples.broken, {}
+    )
+    with pytest.raises(DataError, match="are no images"):
+        flat.save_images(tmp_path, (0.0, 1.0))

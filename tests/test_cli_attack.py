@@ -1,0 +1,155 @@
+"""The commands attack and evaluate, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jr_onnx as jr
+from jr_onnx.attacks import ATTACKS, PGD, parse_attack
+from jr_onnx.cli import run
+from jr_onnx.errors import ParameterError
+from jr_onnx.suites import SUITES, Suite, Trial
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LENET = REPOSITORY / "sample_models" / "lenet_mnist.onnx"
+
+
+@pytest.fixture
+def folder(mnist: jr.Dataset, tmp_path: Path) -> Path:
+    """Holds the hardened sample and thirty digits."""
+    np.savez(tmp_path / "digits.npz", x=mnist.x[:30], y=mnist.y[:30])
+    jr.save(jr.retrofit(jr.load(LENET), jump=1.0).model, tmp_path / "hardened.onnx")
+    return tmp_path
+
+
+def _run(*arguments: Any) -> int:
+    return run([*map(str, arguments), "--device", "cpu", "--quiet"])
+
+
+def test_adversarial_examples_are_saved_and_tried_on_another_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adv, out = folder / "adv.npz", folder / "replay.json"
+    data, hardened = folder / "digits.npz", folder / "hardened.onnx"
+    assert _run("attack", LENET, "--data", data, "-o", adv, "--images", folder / "png") == 0
+    said = capsys.readouterr().out
+    assert "pgd, linf 0.1" in said
+    assert "adversarial examples written" in said
+    assert _run("attack", hardened, "--replay", adv, "--json", out) == 0
+    replayed = json.loads(out.read_bytes())
+    assert replayed["schema"] == "jr-onnx/replay/1"
+    x_adv, y = (np.load(adv)[name] for name in ("x_adv", "y"))
+    right = jr.Target(jr.load(hardened), device="cpu").logits(x_adv).argmax(1) == y
+    assert replayed["accuracy_under_replay"] == pytest.approx(right.mean(), abs=1 / 30)
+    assert len(list((folder / "png").glob("*.png"))) == replayed["broken_before"]
+
+
+def test_options_reach_the_attack(folder: Path) -> None:
+    out = folder / "result.json"
+    arguments = ("--attack", "pgd", "--set", "steps=3", "--norm", "l2", "--epsilon", "1/2")
+    data = folder / "digits.npz"
+    assert (
+        _run("attack", folder / "hardened.onnx", "--data", data, *arguments, "--json", out,
+             "--surrogate", "soft:30%") == 0
+    )  # fmt: skip
+    attack = json.loads(out.read_bytes())["models"][0]["attacks"][0]
+    assert (attack["norm"], attack["epsilon"]) == ("l2", 0.5)
+    assert attack["options"]["steps"] == 3
+    assert attack["gradient"] == "bpda-soft"
+    assert attack["gradient_passes"] <= 3 * 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either --data"),
+        (("--data", "digits.npz", "--replay", "adv.npz"), "give either --data"),
+        (("--data", "digits.npz", "--attack", "magic"), "attack must be one of fgsm, pgd"),
+        (("--data", "digits.npz", "--set", "speed=9"), "no option; options are steps"),
+        (("--data", "digits.npz", "--set", "steps=many"), "steps must be a number"),
+        (("--data", "digits.npz", "--epsilon", "8"), "wider than the bounds"),
+        (("--data", "digits.npz", "--norm", "l7"), "norm must be one of linf, l2, l1"),
+        (("--data", "digits.npz", "--surrogate", "hope"), "surrogate must be one of"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: Any,
+    message: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert _run("attack", LENET, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_gives_a_result_that_follows_the_schema(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suite: str
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    monkeypatch.setitem(SUITES, suite, _shortened(SUITES[suite]()))
+    out, data = folder / "result.json", folder / "digits.npz"
+    arguments = ("--data", data, "--samples", 10, "--suite", suite, "--json", out)
+    assert _run("evaluate", folder / "hardened.onnx", *arguments) == 0
+    document = json.loads(out.read_bytes())
+    schema = json.loads((REPOSITORY / "docs/schemas/evaluation-1.json").read_bytes())
+    jsonschema.Draft202012Validator(schema).validate(document)
+    assert [model["role"] for model in document["models"]] == ["original", "retrofitted"]
+    assert (document["gain"]["adaptive"] is not None) == (suite == "adaptive")
+    said = capsys.readouterr().out
+    assert ("relative perturbation" in said) == (suite == "paper")
+
+
+def _shortened(suite: Suite) -> Callable[[], Suite]:
+    """The suite with few steps: what is tested is how it is run."""
+    from dataclasses import fields, replace
+
+    few = {"steps": 2, "queries": 20, "draws": 5, "searches": 1, "restarts": 1}
+    trials = []
+    for trial in suite.trials:
+        names = {field.name for field in fields(trial.attack)}  # type: ignore[arg-type]
+        options = {name: value for name, value in few.items() if name in names}
+        trials.append(replace(trial, attack=replace(trial.attack, **options)))  # type: ignore[type-var]
+    return lambda: replace(suite, trials=tuple(trials))
+
+
+def test_mean_and_std_stand_before_the_model(
+    folder: Path, lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    """The sample in units of 0..255 is the sample: epsilon counts in these units, too."""
+    out, data = folder / "result.json", folder / "bytes.npz"
+    np.savez(data, x=np.rint(255 * mnist.x[:30]).astype(np.uint8), y=mnist.y[:30])
+    scaled = ("--preprocess", "bounds=0,255", "--std", "255", "--epsilon", "25.5")
+    figures = []
+    for options in ((), scaled):
+        arguments = ("--data", data, "--suite", "naive", "--json", out, "--force", *options)
+        assert _run("evaluate", LENET, *arguments) == 0
+        document = json.loads(out.read_bytes())
+        figures.append(document["models"][0]["robust_accuracy"])
+        assert document["models"][0]["sha256"] == lenet.sha256
+    assert document["threat"]["bounds"] == [0, 255]
+    # The same attack in other units: rounding may tip an example on the edge.
+    assert figures[0] == pytest.approx(figures[1], abs=1.5 / 30)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_is_made_by_its_name(name: str) -> None:
+    assert parse_attack(name).name == name
+
+
+def test_an_attack_says_which_norms_it_knows(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    threat = jr.ThreatModel(norm="l1", epsilon=1.0)
+    square = Suite("square", (Trial(name="square", attack=parse_attack("square")),))
+    with pytest.raises(ParameterError, match="no attack of the suite square knows the norm l1"):
+        jr.evaluate(lenet, mnist.x[:5], mnist.y[:5], threat=threat, suite=square, device="cpu")
+    both = Suite("both", (Trial(name="pgd", attack=PGD(steps=2)), *square.trials))
+    found = jr.evaluate(lenet, mnist.x[:5], mnist.y[:5], threat=threat, suite=both, device="cpu")
+    assert any("square of the suite both do not know l1" in each.message for each in found.findings)

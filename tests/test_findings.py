@@ -1,0 +1,142 @@
+"""Broken defences are flagged, honest models are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+import jr_onnx as jr
+from jr_onnx.attacks import PGD, Square, Transfer
+from jr_onnx.suites import Suite, Trial
+
+Array = np.ndarray[Any, Any]
+MakeModel = Callable[..., jr.Model]
+THREAT = jr.ThreatModel(epsilon=0.1)
+BOTH = Suite(
+    "both",
+    (
+        Trial(name="pgd", attack=PGD(steps=10)),
+        Trial(name="square", attack=Square(queries=200)),
+    ),
+)
+
+
+def _with_tail(model: jr.Model, tail: list[Any], **constants: float) -> jr.Model:
+    """Appends nodes that read the model's logits as `z` and give `out`."""
+    proto = model.parse()
+    graph = proto.graph
+    logits = graph.output[0].name
+    for node in tail:
+        node.input[:] = [logits if name == "z" else name for name in node.input]
+    graph.node.extend(tail)
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    graph.output[0].name = "out"
+    return jr.Model(proto.SerializeToString())
+
+
+def _rules(model: jr.Model, mnist: jr.Dataset, suite: Suite = BOTH) -> set[str]:
+    found = jr.evaluate(model, mnist.x[:60], mnist.y[:60], threat=THREAT, suite=suite, device="cpu")
+    return {finding.rule for finding in found.findings if finding.level == "error"}
+
+
+def test_an_honest_model_is_not_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    assert _rules(lenet, mnist) == set()
+
+
+def test_rounded_logits_are_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    broken = _with_tail(
+        lenet,
+        [
+            helper.make_node("Round", ["z"], ["r"]),
+            helper.make_node("Mul", ["z", "none"], ["n"]),
+            helper.make_node("Add", ["r", "n"], ["out"]),
+        ],
+        none=0.0,
+    )
+    assert {"JR004", "JR008"} <= _rules(broken, mnist)
+
+
+def test_a_saturated_softmax_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    broken = _with_tail(
+        lenet,
+        [
+            helper.make_node("Mul", ["z", "hot"], ["h"]),
+            helper.make_node("Softmax", ["h"], ["p"], axis=1),
+            helper.make_node("Mul", ["p", "one"], ["out"]),
+        ],
+        hot=1e4,
+        one=1.0,
+    )
+    assert "JR008" in _rules(broken, mnist)
+
+
+def test_a_random_layer_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    broken = _with_tail(
+        lenet,
+        [
+            helper.make_node("RandomNormalLike", ["z"], ["noise"], scale=3.0),
+            helper.make_node("Add", ["z", "noise"], ["out"]),
+        ],
+    )
+    assert "JR005" in _rules(broken, mnist)
+
+
+def test_a_model_that_always_says_the_same_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    broken = _with_tail(
+        lenet,
+        [
+            helper.make_node("Mul", ["z", "none"], ["n"]),
+            helper.make_node("Add", ["n", "none"], ["out"]),
+        ],
+        none=0.0,
+    )
+    assert "JR006" in _rules(broken, mnist)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_labels_shifted_by_one_are_flagged(lenet: jr.Model, mnist: jr.Dataset, shift: int) -> None:
+    inside = (mnist.y + shift >= 0) & (mnist.y + shift < 10)
+    x, y = mnist.x[inside][:60], mnist.y[inside][:60] + shift
+    found = jr.evaluate(lenet, x, y, threat=THREAT, suite=BOTH, device="cpu")
+    messages = [each.message for each in found.findings if each.rule == "JR006"]
+    assert any("shifted by one" in message for message in messages)
+
+
+def test_data_of_the_wrong_scale_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    threat = jr.ThreatModel(epsilon=0.001)
+    x = (mnist.x[:200] / 255).astype(np.float32)  # scaled twice
+    found = jr.evaluate(lenet, x, mnist.y[:200], threat=threat, suite=BOTH, device="cpu")
+    assert any(each.rule == "JR006" and "scaled" in each.message for each in found.findings)
+
+
+def test_a_transfer_that_breaks_what_the_gradient_did_not_is_flagged(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    hardened = jr.retrofit(lenet, jump=30.0, selection=jr.Selection(last=1)).model
+    suite = Suite(
+        "transfer",
+        (
+            Trial(name="pgd", attack=PGD(steps=10)),
+            Trial(name="transfer-original", attack=PGD(steps=10), source=0.0),
+        ),
+    )
+    found = jr.evaluate(
+        hardened, mnist.x[:100], mnist.y[:100], threat=THREAT, suite=suite, device="cpu"
+    )
+    flagged = {each.rule for each in found.findings if each.level == "error"}
+    assert flagged & {"JR004", "JR006"}
+
+
+def test_transfer_searches_on_its_source(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    source, target = (jr.Target(lenet, device="cpu") for _ in range(2))
+    attack = PGD(steps=5)
+    own = attack.run(target, mnist.x[:20], mnist.y[:20], THREAT, seed=1)
+    same = Transfer(attack=attack, source=source).run(
+        target, mnist.x[:20], mnist.y[:20], THREAT, seed=1
+    )
+    assert np.array_equal(own.x_adv, same.x_adv)
