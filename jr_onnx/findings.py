@@ -99,6 +99,15 @@ def _of_the_input(target: Target, x: Array, y: Array, correct: Array) -> list[Fi
                 "randomness before it is attacked",
             )
         )
+    if _is_coupled(target, x[:8]):
+        found.append(
+            Finding(
+                "JR005",
+                "error",
+                "the outputs of an example depend on the others in its batch: neither an attack "
+                "nor an accuracy means anything. Fix the batch to 1, or take the coupling out",
+            )
+        )
     if len(predicted) > 1 and len(np.unique(predicted)) == 1 and len(np.unique(y)) > 1:
         found.append(
             Finding("JR006", "error", f"all examples are predicted as class {predicted[0]}")
@@ -135,6 +144,13 @@ def _of_the_input(target: Target, x: Array, y: Array, correct: Array) -> list[Fi
             )
         )
     return found
+
+
+def _is_coupled(target: Target, x: Array) -> bool:
+    if target.fixed_batch is not None:
+        return False  # such a model is given what it asks for
+    alone = np.concatenate([target.logits(x[at : at + 1]) for at in range(len(x))])
+    return not np.allclose(target.logits(x), alone, rtol=1e-2, atol=1e-2)
 
 
 def _otherwise(x: Array) -> Iterator[tuple[str, Array]]:

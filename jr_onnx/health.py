@@ -79,7 +79,7 @@ def _why_vanished(
     target: Target, x: Array, y: Array, loss: str, surrogate: Surrogates
 ) -> list[str]:
     """Asks for other gradients of the same examples until there are some."""
-    _, graph = target.gradient("margin", surrogate)
+    graph = target.gradient(loss, surrogate)
     left = np.ones(len(x), bool)
     reasons = []
 
@@ -89,6 +89,8 @@ def _why_vanished(
             reasons.append(what.format(count))
         left[flowing] = False
 
+    if "labels" not in graph.compared:
+        return ["the gradient is zero there: the outputs are as given, or the model is flat"]
     if loss != "margin":
         explain(
             _flows(target, x, y, surrogate),
@@ -98,8 +100,8 @@ def _why_vanished(
     if graph.jumps and left.any():
         explain(
             _flows(target, x, y, "identity"),
-            "the jumps are in the way of the gradient of {} examples, all of whose units are below "
-            "them: attack with a surrogate slope, say soft:0.3",
+            "the jumps are in the way of the gradient of {} examples, which is not zero where they "
+            "let everything pass: attack with a surrogate slope, say soft:30% or a wider one",
         )
     if left.any() and graph.ending == "logits" and _are_probabilities(target.logits(x[left])):
         explain(
@@ -109,8 +111,8 @@ def _why_vanished(
         )
     explain(
         left.copy(),
-        "the model is flat at {} examples: nothing that its logits depend on changes there, so "
-        "only attacks without gradients say anything",
+        "the model is flat at {} examples: dead or saturated units, or rounding, let no gradient "
+        "through, so only attacks without gradients say anything",
     )
     return reasons
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jr_onnx.errors import DataError, ModelError, ParameterError, SessionError
-from jr_onnx.model import Model, Tensor, scopes
+from jr_onnx.model import Model
 
 Array = np.ndarray[Any, Any]
 DEVICES = ("auto", "cpu", "cuda")
@@ -227,22 +227,15 @@ def _providers(device: str) -> list[str]:
 
 
 def _attach(options: Any, model: Model) -> None:
-    """Gives onnxruntime the external data that is in no file yet."""
-    names, values = [], []
-    # onnxruntime drops an initializer that nobody uses, and then does not know its name.
-    used = {
-        name for scope in scopes(model.proto) for node in scope.graph.node for name in node.input
-    }
-    for tensor in model.proto.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        data = model.attachments.get(place.get("location", ""))
-        if data is not None and tensor.name in used:
-            begin, length = int(place["offset"]), int(place["length"])
-            dtype = Tensor(tensor.data_type).dtype
-            array = np.frombuffer(data[begin : begin + length], dtype).reshape(tensor.dims)
-            names.append(tensor.name)
-            values.append(_onnxruntime().OrtValue.ortvalue_from_numpy(array))
-    options.add_external_initializers(names, values)
+    """Gives onnxruntime the external data that is in no file yet, of whatever type."""
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if add is None:
+        raise SessionError(
+            f"{model.name}: has weights that are in no file yet, which onnxruntime {version()} "
+            "cannot take (1.24 can). Save the model, and load it from its file"
+        )
+    names, contents = list(model.attachments), list(model.attachments.values())
+    add(names, contents, list(map(len, contents)))
 
 
 def _batch_symbol(model: Model) -> str | None:

@@ -167,7 +167,14 @@ def standard() -> Suite:
 
 
 def adaptive(*, steps: int = 40) -> Suite:
-    """What an attacker tries who knows of the jump; on the original, as many runs of the same."""
+    """What an attacker tries who knows of the jump; on the original, as many runs of the same.
+
+    The last three are the strongest that were measured (docs/benchmarks/attacks.md), and cost the
+    most: they see only what the others left.
+
+    Args:
+        steps: of PGD, and of the first APGD.
+    """
     pgd, margin = PGD(steps=steps), PGD(steps=steps, loss="margin")
     return Suite(
         "adaptive",
@@ -185,6 +192,13 @@ def adaptive(*, steps: int = 40) -> Suite:
             Trial(name="transfer-half", attack=pgd, source=0.5, surrogate="soft:30%"),
             Trial(name="square", attack=Square(queries=1000)),
             Trial(name="noise", attack=UniformNoise()),
+            Trial(name="apgd-soft-10", attack=APGD(), surrogate="soft:10%"),
+            Trial(name="apgd-soft-30", attack=APGD(), surrogate="soft:30%"),
+            Trial(
+                name="apgd-t-soft-10",
+                attack=APGDTargeted(loss="logit_difference"),
+                surrogate="soft:10%",
+            ),
         ),
         adaptive=True,
     )

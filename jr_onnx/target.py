@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jr_onnx.autodiff import InputGradient, Surrogates, input_gradient
 from jr_onnx.autodiff.losses import LABELS, REFERENCE, TARGETS
-from jr_onnx.errors import ModelError, ParameterError
+from jr_onnx.errors import DataError, ModelError, ParameterError
 from jr_onnx.model import Model, load
 from jr_onnx.session import Port, Session, batches
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BATCH_SIZE = 64
+# Activations of so many examples stay in the CPU's cache on the way back.
+_MICRO = 16
 
 
 class Derivative(NamedTuple):
     """One forward and backward pass.
 
     Attributes:
-        logits: `(batch, classes)`.
+        logits: `(batch, classes)`; of a model that ends in a softmax, what that is given.
         loss: `(batch,)`.
         gradient: like x, d loss[i] / d x[i].
     """
@@ -64,7 +68,7 @@ class Target:
         self._input = _only(self._forward.inputs, "input", self.model)
         _only(self._forward.outputs, "output", self.model)
         self._batch_size = batch_size
-        self._gradients: dict[Any, tuple[Session, InputGradient]] = {}
+        self._gradients: dict[Any, _Backward] = {}
 
     def of(self, model: Model) -> Target:
         """Returns a target of another model, on the same device."""
@@ -79,6 +83,11 @@ class Target:
     def input_shape(self) -> tuple[int | str | None, ...]:
         """Shape of one example; symbols and None where any size fits."""
         return self._input.shape[1:]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch that the model asks for, None if any will do."""
+        return self._input.fixed_batch
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -105,7 +114,7 @@ class Target:
         def run(part: Array) -> tuple[Array, ...]:
             return tuple(self._forward.run({self._input.name: part}))
 
-        return self._in_batches(run, x)[0]
+        return self._in_batches(run, self._input, x)[0]
 
     def differentiate(
         self,
@@ -130,10 +139,15 @@ class Target:
             DataError: x does not have the input's shape.
             ParameterError: targets are missing, or there is no such loss or surrogate.
         """
-        session, graph = self.gradient(loss, surrogate)
+        backward = self._backward(loss, surrogate)
+        graph = backward.graph
+        session = backward.session(len(x))
         if TARGETS in graph.compared and targets is None:
             raise ParameterError(f"the loss {loss} needs targets, int (batch,)")
         given = {LABELS: y, REFERENCE: y, TARGETS: targets}
+        for what in graph.compared:
+            if what != REFERENCE:
+                self._check_classes(np.asarray(given[what]), len(x))
         ports = {port.name: port for port in session.inputs}
         names = (graph.x, *graph.compared.values())
         more = [
@@ -145,7 +159,7 @@ class Target:
         def run(*parts: Array) -> tuple[Array, ...]:
             return tuple(session.run(dict(zip(names, parts, strict=True)), wanted))
 
-        return Derivative(*self._in_batches(run, x, *more))
+        return Derivative(*self._in_batches(run, ports[graph.x], x, *more))
 
     def loss_and_gradient(
         self,
@@ -162,27 +176,80 @@ class Target:
 
     def gradient(
         self, loss: str = "cross_entropy", surrogate: Surrogates = "exact"
-    ) -> tuple[Session, InputGradient]:
-        """Returns the gradient graph and its session, built once.
+    ) -> InputGradient:
+        """Returns the gradient graph, built once.
 
         Raises:
             UnsupportedOpError: nodes without a gradient rule.
             ParameterError: there is no such loss or surrogate.
         """
+        return self._backward(loss, surrogate).graph
+
+    def _backward(self, loss: str, surrogate: Surrogates) -> _Backward:
         key = (loss, surrogate if isinstance(surrogate, str) else tuple(surrogate.items()))
         if key not in self._gradients:
             graph = input_gradient(self.model, loss=loss, surrogate=surrogate)
-            self._gradients[key] = (Session(graph.model, device=self._device), graph)
+            on_cpu = self.provider == "CPUExecutionProvider"
+            micro = min(_MICRO, self._batch_size) if on_cpu else self._batch_size
+            self._gradients[key] = _Backward(graph, self._device, micro)
         return self._gradients[key]
 
+    def _check_classes(self, y: Array, examples: int) -> None:
+        if y.shape != (examples,) or y.dtype.kind not in "iu":
+            raise DataError(
+                f"expected one integer label for each of {examples} examples, got {y.dtype} of "
+                f"shape {y.shape}"
+            )
+        shape = self._forward.outputs[0].shape[1:]
+        sizes = [size for size in shape if isinstance(size, int)]
+        classes = math.prod(sizes) if len(sizes) == len(shape) else None
+        wrong = (y < 0) | (y >= classes) if classes is not None else y < 0
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"label {y[at]} at index {at} is out of range: {self.model.name} has "
+                f"{classes or 'unknown'} classes, counted from 0"
+            )
+
     def _in_batches(
-        self, run: Callable[..., tuple[Array, ...]], x: Array, *more: Array
+        self, run: Callable[..., tuple[Array, ...]], port: Port, x: Array, *more: Array
     ) -> tuple[Array, ...]:
+        if not len(x):
+            raise DataError("there are no examples to run")
         results = [
             [value[:real] for value in run(*parts)]
-            for parts, real in batches(self._input, self._batch_size, x, *more)
+            for parts, real in batches(port, self._batch_size, x, *more)
         ]
         return tuple(map(np.concatenate, zip(*results, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """A gradient graph, and a session for few examples and one for many.
+
+    Attributes:
+        graph: the gradient graph.
+        device: for its sessions.
+        micro: examples in one run of the session for many.
+    """
+
+    graph: InputGradient
+    device: str
+    micro: int
+
+    @cached_property
+    def few(self) -> Session:
+        """Takes any number of examples."""
+        return Session(self.graph.model, device=self.device)
+
+    @cached_property
+    def many(self) -> Session:
+        """Takes `micro` examples: a known batch is faster (docs/benchmarks/gradients.md)."""
+        return Session(self.graph.model, device=self.device, batch=self.micro)
+
+    def session(self, examples: int) -> Session:
+        """Returns the faster session; the last batch of the second is filled up."""
+        return self.many if examples >= self.micro else self.few
 
 
 @dataclass(frozen=True)

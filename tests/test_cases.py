@@ -750,7 +750,7 @@ def test_force_keeps_the_changes_that_others_made() -> None:
     hardened = check(seal(parse(RELU))).model.parse()
     hardened.producer_name = "somebody else"
     changed = seal(hardened)
-    with pytest.raises(jr.errors.NotRetrofittedError, match="was changed after it was retrofitted"):
+    with pytest.raises(jr.errors.NotRetrofittedError, match="was edited after it was hardened"):
         jr.retrofit(changed, jump=0.7)
     result = jr.retrofit(changed, jump=0.7, force=True)
     assert result.original.proto.producer_name == "somebody else"

@@ -402,6 +402,7 @@ def test_selection_and_jumps_file(here: Path, capsys: pytest.CaptureFixture[str]
         "relu_3": "no jump is given for it",
     }
     assert run(["verify", "net.onnx", "net.jr.onnx"]) == Exit.OK
+    assert "relu_1: left without a jump\n" in capsys.readouterr().out
 
 
 def test_every_form_can_be_validated(here: Path) -> None:

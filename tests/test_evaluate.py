@@ -118,8 +118,8 @@ def test_the_adaptive_suite_tells_what_the_naive_gain_is_worth(
     """The measured fact that the whole tool is for: on MNIST the naive gain is masking."""
     found = jr.evaluate(
         jr.retrofit(lenet, jump=1.0).model,
-        mnist.x[:150],
-        mnist.y[:150],
+        mnist.x[:80],
+        mnist.y[:80],
         threat=ThreatModel(epsilon=0.1),
         suite=adaptive(steps=20),
         baseline=lenet,

@@ -345,7 +345,7 @@ def test_what_is_no_relu_is_left_alone_from_the_dynamo_exporter_too() -> None:
     sites, skipped = jr.find_sites(model)
     assert sites == ()
     for entry, (_, reason) in zip(skipped, HARD.values(), strict=True):
-        assert re.match(reason, entry.reason)
+        assert re.search(reason, entry.reason)
 
 
 def test_prelu_with_slopes_is_left_alone() -> None:

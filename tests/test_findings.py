@@ -86,6 +86,11 @@ def test_a_random_layer_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
     assert "JR005" in _rules(broken, mnist)
 
 
+def test_a_model_that_couples_its_batch_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    broken = _with_tail(lenet, [helper.make_node("Softmax", ["z"], ["out"], axis=0)])
+    assert "JR005" in _rules(broken, mnist)
+
+
 def test_a_model_that_always_says_the_same_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
     broken = _with_tail(
         lenet,

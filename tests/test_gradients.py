@@ -186,3 +186,17 @@ def test_the_gradient_graph_is_valid_onnx(lenet: jr.Model) -> None:
     onnx.checker.check_model(graph.model.proto, full_check=True)
     outputs = [value.name for value in graph.model.proto.graph.output]
     assert outputs == ["logits", graph.loss, graph.gradient]
+
+
+def test_weights_that_a_retrofit_moved_out_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = model("r = Relu(x) z = MatMul(r, w)", "N,64", w=weight(64, 200))("float")
+    monkeypatch.setattr("jr_onnx.model.model.LARGEST", len(original.content) + 300)
+    hardened = jr.retrofit(original, jump=0.5).model
+    assert hardened.attachments
+    x, y = np.random.default_rng(0).normal(size=(4, 64)), np.arange(4)
+    _, found = jr.Target(hardened, device="cpu").loss_and_gradient(x, y)
+    monkeypatch.undo()
+    _, expected = jr.Target(jr.retrofit(original, jump=0.5).model, device="cpu").loss_and_gradient(
+        x, y
+    )
+    np.testing.assert_array_equal(found, expected)

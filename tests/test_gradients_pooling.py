@@ -223,9 +223,11 @@ def test_height_and_width_known_at_run_time_only(node: str, size: tuple[int, int
 
 
 REFUSED = {
-    "the input size ('H', 'W') is not static": "AveragePool<kernel_shape=[2,2], ceil_mode=1>(x)",
+    "('H', 'W') is known only at run time: fix the input size": (
+        "AveragePool<kernel_shape=[2,2], ceil_mode=1>(x)"
+    ),
     "with auto_pad the input size": 'Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, k)',
-    "the sizes of axis 2": "Resize(x, , s)",
+    "the sizes of axis 2 ('H', 'unk__2') is known only at run time: fix": "Resize(x, , s)",
     "antialias": 'Resize<mode="linear", antialias=1>(y, , s)',
     "coordinate_transformation_mode='tf_crop_and_resize'": "Resize<"
     'coordinate_transformation_mode="tf_crop_and_resize", mode="linear">(y, r, s)',

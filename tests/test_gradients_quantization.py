@@ -127,6 +127,66 @@ def test_a_quantized_network_has_the_gradient_of_the_float_one(per_channel: bool
     assert cosine.min() > 0.8
 
 
+I8 = np.arange(-6, 18).reshape(4, 6).astype(np.int8)
+# On int8 between the pair: (operators, the same on floats); x is (N, 2, 4, 6), h the result.
+BETWEEN: dict[str, tuple[str, str]] = {
+    "MaxPool": ("r = MaxPool<kernel_shape=[2,2], strides=[2,2]>(q)", ""),
+    "MaxPool, overlapping": (
+        "r = MaxPool<kernel_shape=[3,3], strides=[1,1], pads=[1,1,1,1]>(q)", "",
+    ),
+    "Relu": ("r = Relu(q)", ""),
+    "Relu and MaxPool": ("a = Relu(q) r = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)", ""),
+    "Clip": ("r = Clip(q, low, high)", "r = Clip(q, flow, fhigh)"),
+    "Max": ("r = Max(q, c)", "r = Max(q, fc)"),
+    "Min with itself reversed": (
+        "a = Slice(q, end, begin, last, back) r = Min(q, a)", "",
+    ),
+    "Resize": ('r = Resize<mode="nearest">(q, , twice)', ""),
+    "Where": ("r = Where(cond, q, c)", "r = Where(cond, q, fc)"),
+    "TopK": ("r, i = TopK<axis=3>(q, three)", ""),
+    "GatherElements": ("r = GatherElements<axis=3>(q, picks)", ""),
+    "Split with a part unused": ("r, unused = Split<axis=3, num_outputs=2>(q)", ""),
+    "Concat": ("r = Concat<axis=1>(q, q)", ""),
+    "Pad": ("r = Pad(q, pads, low)", "r = Pad(q, pads, flow)"),
+    "Gather": ("r = Gather<axis=3>(q, three)", ""),
+    "Transpose and Reshape": ("a = Transpose<perm=[0,2,3,1]>(q) r = Reshape(a, sizes)", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_operators_on_integers_have_the_gradient_they_have_on_floats(name: str) -> None:
+    """The pair straight through: what is picked among integers is picked among their floats."""
+    on_integers, on_floats = BETWEEN[name]
+    on_floats = on_floats or on_integers
+    numbers = np.random.default_rng(5).permutation(3 * 48).reshape(3, 2, 4, 6) - 70
+    x = (numbers / 32).astype(np.float32)
+    weights: dict[str, Any] = {
+        "s": np.float32(1 / 32), "o": np.int8(3), "fo": np.float32(3), "c": I8,
+        "fc": I8.astype(np.float32), "low": np.int8(-40), "flow": np.float32(-40),
+        "high": np.int8(30), "fhigh": np.float32(30), "cond": I8 % 3 == 0,
+        "three": np.array([3]), "twice": np.array([1, 1, 2, 2], np.float32),
+        "picks": np.tile(np.array([5, 0, 0]), (3, 2, 4, 1)),
+        "pads": np.array([0, 0, 0, 1, 0, 0, 1, 2]), "begin": np.array([-100]),
+        "end": np.array([-1]), "last": np.array([3]), "back": np.array([-1]),
+        "sizes": np.array([0, 2, 6, 4]), "o0": np.array([0]), "o4": np.array([4]),
+        "o1": np.array([1]),
+    }  # fmt: skip
+    head = (
+        "m = ReduceMean<keepdims=0>(d, last) f = Flatten(m) g = Mul(f, f) z = Slice(g, o0, o4, o1)"
+    )
+    bodies = (
+        f"q = QuantizeLinear(x, s, o) {on_integers} d = DequantizeLinear(r, s, o) {head}",
+        f"e = Div(x, s) q = Add(e, fo) {on_floats} b = Sub(r, fo) d = Mul(b, s) {head}",
+    )
+    got, expected = (
+        jr.Target(model(body, "N,2,4,6", opset=18, **weights)("float"), device="cpu")
+        .differentiate(x, np.arange(3)) for body in bodies
+    )  # fmt: skip
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(got.gradient, expected.gradient, rtol=1e-4, atol=1e-7)
+    assert np.any(expected.gradient)
+
+
 REFUSED = {
     "a scale for each block": (
         "q = QuantizeLinear<axis=1, block_size=3>(x, b) "

@@ -20,7 +20,7 @@ LAYERS = (
     ("suites", "statistics", "checkpoint"),
     ("findings",),
     ("evaluate",),
-    ("examples",),
+    ("examples", "curves"),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),

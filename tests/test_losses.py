@@ -10,7 +10,7 @@ import pytest
 
 import jr_onnx as jr
 from jr_onnx.autodiff import LOSSES
-from jr_onnx.errors import ModelError, ParameterError
+from jr_onnx.errors import DataError, ModelError, ParameterError
 
 MakeModel = Callable[..., jr.Model]
 Array = np.ndarray[Any, Any]
@@ -125,7 +125,13 @@ def test_a_softmax_at_the_end_is_seen_through(
 
 
 @pytest.mark.parametrize(
-    "ending", ["p = Softmax <axis: int = 0> (z)", "q = Softmax (z) p = Mul (q, q)"]
+    "ending",
+    [
+        "p = Softmax <axis: int = 0> (z)",
+        "q = Softmax (z) p = Mul (q, q)",
+        "a = Constant <value_ints: ints = [-1, 3]> () b = Constant <value_ints: ints = [-1, 6]> ()"
+        " q = Reshape (z, a) s = Softmax (q) p = Reshape (s, b)",
+    ],
 )
 def test_what_is_no_softmax_of_the_classes_is_an_operator_like_others(
     text_model: MakeModel, ending: str
@@ -164,6 +170,47 @@ def test_too_few_classes_are_named(text_model: MakeModel, loss: str, needed: int
     model = text_model(f"g (float[N, {classes}] x) => (float[N, {classes}] z) {{ z = Neg (x) }}")
     with pytest.raises(ParameterError, match=f"needs {needed} classes, the model has {classes}"):
         jr.input_gradient(model, loss=loss)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("shape", ["N, 1", "N"])
+def test_a_single_output_is_no_classifier(text_model: MakeModel, shape: str, loss: str) -> None:
+    model = text_model(
+        f"g (float[N, 1] x) => (float[{shape}] z) <int64[1] s = {{-1}}> {{ z = Reshape (x, s) }}"
+        if shape == "N"
+        else "g (float[N, 1] x) => (float[N, 1] z) { z = Sigmoid (x) }"
+    )
+    with pytest.raises(ParameterError, match="a single output is no logits"):
+        jr.input_gradient(model, loss=loss)
+
+
+def test_classes_behind_axes_of_size_one_are_counted(text_model: MakeModel) -> None:
+    model = text_model("g (float[N, 1, 6] x) => (float[N, 1, 6] z) { z = Identity (x) }")
+    loss, _ = jr.Target(model, device="cpu").loss_and_gradient(Z[:, None], Y, loss="margin")
+    np.testing.assert_allclose(loss, _margin(Z), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.array([0, 1, 6]), "label 6 at index 2 is out of range"),
+        (np.array([0, -1, 1]), "label -1 at index 1 is out of range"),
+        (np.array([0.7, 1, 2]), "one integer label for each"),
+        (np.array([1]), "one integer label for each"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(text_model: MakeModel, y: Any, message: str) -> None:
+    model = text_model("g (float[N, 6] x) => (float[N, 6] z) { z = Neg (x) }")
+    with pytest.raises(DataError, match=message):
+        jr.Target(model, device="cpu").differentiate(Z[:3], y)
+
+
+def test_no_examples_are_refused(text_model: MakeModel) -> None:
+    target = jr.Target(text_model("g (float[N, 6] x) => (float[N, 6] z) { z = Neg (x) }"))
+    with pytest.raises(DataError, match="no examples"):
+        target.logits(Z[:0])
+    with pytest.raises(DataError, match="no examples"):
+        target.differentiate(Z[:0], Y[:0])
 
 
 @pytest.mark.parametrize("loss", ["", "mse", "cw:", "cw:-1", "cw:inf", "dlr:3", "margin:0"])

@@ -196,7 +196,7 @@ def test_twice_is_refused_and_metadata_are_not_taken_twice(text_model: MakeModel
 def test_a_model_edited_after_its_retrofit_is_refused(lenet: jr.Model) -> None:
     proto = jr.retrofit(lenet, jump=0.3).model.parse()
     proto.graph.doc_string = "edited"
-    with pytest.raises(JrOnnxError, match="was changed after it was retrofitted"):
+    with pytest.raises(JrOnnxError, match="was edited after it was hardened"):
         normalized(jr.Model.of(proto), (0.5,))
 
 

@@ -21,7 +21,7 @@ import jr_onnx as jr
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / "data" / "wheels"
-HARD_SWISH = "Clip(x + 3, 0, 6) is a part of a decomposed hard-swish or hard-sigmoid"
+HARD_SWISH = "it is a part of a decomposed hard-swish or hard-sigmoid"
 # Sites by package and model: the Relu nodes that are in the files, in branches too.
 SITES: dict[str, dict[str, dict[str, int]]] = {
     "rapidocr-onnxruntime": {

@@ -22,8 +22,8 @@ from jr_onnx.errors import (
     NotRetrofittedError,
     ParameterError,
 )
-from jr_onnx.rewrite import FORMS, TARGETS, effective_jump
-from jr_onnx.rewrite.verify import probes
+from jr_onnx.rewrite import FORMS, TARGETS, compare_on_data, effective_jump
+from jr_onnx.rewrite.numbers import probes
 
 MakeModel = Callable[..., jr.Model]
 
@@ -183,7 +183,7 @@ def test_restore_refuses_a_model_changed_since(lenet: jr.Model) -> None:
     proto = jr.retrofit(lenet, jump=1).model.parse()
     proto.graph.node[0].name = "renamed"
     proto.producer_name = "somebody"
-    changed = "was changed after it was retrofitted, in graph.node, model.producer_name"
+    changed = "was edited after it was hardened, in graph.node, model.producer_name"
     with pytest.raises(NotRetrofittedError, match=changed):
         jr.restore(jr.Model(proto.SerializeToString()))
 
@@ -376,3 +376,56 @@ def test_every_target_has_an_exact_form(
     result = jr.retrofit(model, jump=0.3, target=target)
     assert result.sites[0].reason
     assert jr.verify(model, result.model).equivalent
+
+
+def _with_more_said(model: jr.Model) -> jr.Model:
+    """Gives the last node devices, and a field that this version of ONNX does not know."""
+    proto = model.parse()
+    node = proto.graph.node[-1]
+    device = node.device_configurations.add(configuration_id="two", pipeline_stage=1)
+    for name in ("x", "y"):
+        device.sharding_spec.add(tensor_name=name)
+    node.MergeFromString(b"\xfa\x3f\x01A")
+    node.metadata_props.add(key="layer", value="7")
+    return jr.Model(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("text", ["y = Relu(x)", "y = Clip(x, zero, six)"])
+@pytest.mark.parametrize("form", ["sub-greater-where", "thresholded-relu"])
+def test_devices_and_unknown_fields_of_a_replaced_node_go_along(
+    text_model: MakeModel, text: str, form: str
+) -> None:
+    model = _with_more_said(
+        text_model(
+            "g (float[4] x) => (float[4] y) <float zero = {0.0}, float six = {6.0}> "
+            f"{{ {text} }}",
+            ir_version=11,
+        )
+    )
+    hardened = jr.retrofit(model, jump=0.5, form=form).model
+    nodes = [node for node in hardened.proto.graph.node if node.op_type != "Constant"]
+    for node in nodes:
+        (device,) = node.device_configurations
+        assert (device.configuration_id, device.pipeline_stage) == ("two", 1)
+        own = {*node.input, *node.output}
+        assert [each.tensor_name for each in device.sharding_spec] == [
+            name for name in ("x", "y") if name in own
+        ]
+    assert [b"\xfa\x3f\x01A" in node.SerializeToString() for node in nodes] == [
+        *[False] * (len(nodes) - 1),
+        True,
+    ]
+    assert [entry.key for entry in nodes[-1].metadata_props] == ["layer"]
+    assert jr.verify(model, hardened).equivalent
+    assert jr.restore(hardened).content == model.content
+
+
+def test_units_of_padded_examples_are_not_counted(text_model: MakeModel) -> None:
+    model = text_model(
+        """g (float[4, 3] x) => (float[4, 3] z) <int64[1] flat = {-1}, int64[2] back = {4, 3}> {
+            y = Relu(x) f = Reshape(y, flat) r = Relu(f) z = Reshape(r, back)
+        }"""
+    )
+    hardened = jr.retrofit(model, jump=0.5).model
+    found = compare_on_data(model, hardened, np.ones((5, 3), np.float32), device="cpu")
+    assert (found.samples, found.units, found.flips) == (5, 2 * 5 * 3, 0)

@@ -46,6 +46,7 @@ def test_a_path_is_itself_before_it_is_a_glob(text_model: Callable[..., jr.Model
     ("options", "message"),
     [
         ({"include": "r0"}, "include must be a list of globs, got 'r0'"),
+        ({"include": 5}, "include must be a list of globs, got 5"),
         ({"exclude": [1]}, r"exclude must be a list of globs, got \[1\]"),
         ({"last": 1.5}, "last must be a whole number, at least 1, got 1.5"),
         ({"first": True}, "first must be a whole number, at least 1, got True"),
@@ -87,9 +88,13 @@ def test_jumps_files(
         ("j.toml", "", "expected site paths with their jumps, got {}"),
         ("j.toml", "layer1.relu = 1", "the jump of 'layer1' is a table. In TOML a dot makes one"),
         ("j.toml", "relu = true", "the jump of 'relu' must be a number or a list of numbers"),
-        ("j.toml", "relu = [1, -1]", "the jump of 'relu' must be finite and >= 0, got \\[1, -1\\]"),
-        ("j.toml", "relu = nan", "j.toml: the jump of 'relu' must be finite and >= 0, got nan"),
-        ("j.json", '{"relu": 1' + "0" * 400 + "}", "the jump of 'relu' must be finite and >= 0"),
+        ("j.toml", "relu = [1, -1]", "'relu' must be a finite number >= 0, got \\[1, -1\\]"),
+        (
+            "j.toml",
+            "relu = nan",
+            "j.toml: the jump of 'relu' must be a finite number >= 0, got nan",
+        ),
+        ("j.json", '{"relu": 1' + "0" * 400 + "}", "'relu' must be a finite number >= 0"),
     ],
 )
 def test_a_jumps_file_that_makes_no_sense(

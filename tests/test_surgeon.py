@@ -263,7 +263,7 @@ TEXTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "another domain": (
         "g (float[n] x) => (float[n] y) { z = mine.Relu(x) y = ai.onnx.Relu(z) }",
-        0,  # nobody knows the type of z
+        1,
         {"domain": "mine"},
     ),
     "integers": (
@@ -272,10 +272,41 @@ TEXTS: dict[str, tuple[str, int, dict[str, Any]]] = {
         1,
         {},
     ),
+    "a function of another opset": (
+        """g (float[n] x) => (float[n] y) { y = mine.Block(x) }
+        <domain: "mine", opset_import: ["" : 15]> Block (a) => (b) { b = Relu(a) }""",
+        0,
+        {"domain": "mine"},
+    ),
+    "thresholds that are no jump": (
+        "g (float[n] x) => (float[n] y) { y = ThresholdedRelu<alpha = -0.5>(x) }",
+        0,
+        {},
+    ),
+    "a bound that is too low": (
+        "g (float[n] x) => (float[n] y) <float zero = {0}> { y = Clip(x, zero, zero) }",
+        0,
+        {},
+    ),
+    "bounds of integers": (
+        """g (int64[n] x) => (int64[n] y) <int64 zero = {0}, int64 high = {9007199254740993}>
+        { y = Clip(x, zero, high) }""",
+        1,
+        {},
+    ),
+    "names that hide others": (
+        """g (float[4] x, int64 n, bool c) => (float[4] y, float[4] a) <float z = {0}> {
+            a = Max(x, z)
+            y = Loop(n, c, x) <body = b (int64 i, bool go, float[4] z) => (bool on, float[4] r)
+                { on = Identity(go) m = Neg(z) r = Max(m, z) }>
+        }""",
+        1,
+        {},
+    ),
     "an old opset": ("g (float[n] x) => (float[n] y) { y = Relu(x) }", 0, {"opset": 6}),
     "a type nobody knows": (
-        "g (float[n] x) => (float[n] y) { z = unknown.Op(x) y = Relu(z) }",
-        0,
+        "g (float[n] x) => (float[n] y) { z = unknown.Op(x) w = Relu(z) y = unknown.Op(w) }",
+        1,
         {"domain": "unknown"},
     ),
 }
@@ -1028,6 +1059,14 @@ def test_the_engines_refusals_in_its_words(
     with pytest.raises(error) as got:
         retrofit_graph(import_model(model), **options)
     assert str(got.value) == str(expected.value)
+
+
+def test_something_else_than_a_graph(relu_model: jr.Model) -> None:
+    with pytest.raises(ParameterError, match=r"expected a Model, got str: jr_onnx\.load"):
+        import_model("net.onnx")  # type: ignore[arg-type]
+    for call in (find_graph_sites, lambda graph: retrofit_graph(graph, jump=1)):
+        with pytest.raises(ParameterError, match=r"expected a gs\.Graph, got Model: import_model"):
+            call(relu_model)
 
 
 def test_a_second_retrofit_is_refused(relu_model: jr.Model) -> None:

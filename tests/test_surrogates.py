@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from gradient_checks import model
 
 import jr_onnx as jr
 from jr_onnx.errors import ParameterError
@@ -68,15 +69,39 @@ def test_every_opset(text_model: MakeModel, opset: int, surrogate: str) -> None:
 
 @pytest.mark.parametrize("surrogate", SLOPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_cap_stays(text_model: MakeModel, form: str, surrogate: str) -> None:
-    body = "low = Constant <value_float: float = 0.0> () top = Constant <value_float: float = 2.0>"
+@pytest.mark.parametrize("cap", [2.0, 6.0])
+def test_a_cap_stays(text_model: MakeModel, form: str, surrogate: str, cap: float) -> None:
+    body = (
+        f"low = Constant <value_float: float = 0.0> () top = Constant <value_float: float = {cap}>"
+    )
     original = text_model(
         f"g (float[N, 4] x) => (float[N, 4] z) {{ {body} () z = Clip (x, low, top) }}"
     )
     model = jr.retrofit(original, jump=JUMP, form=form).model
-    # Where the Clip comes after the jump it has its own slope: none below its lower bound.
-    x = np.abs(X) if form in ("thresholded-relu", "function") else X
-    _check(model, surrogate, cap=2.0, x=x)
+    assert set(jr.input_gradient(model).jumps) == {"z"}
+    _check(model, surrogate, cap=cap, x=4 * X)
+
+
+@pytest.mark.parametrize("surrogate", SLOPES)
+def test_an_absolute_value_above_the_jump_is_the_value(
+    text_model: MakeModel, surrogate: str
+) -> None:
+    constants = "<float t = {0.75}, float o = {0}>"
+    body = "a = Abs (x) m = Greater (x, t) z = Where (m, a, o)"
+    _check(text_model(f"g (float[N, 4] x) => (float[N, 4] z) {constants} {{ {body} }}"), surrogate)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4), (1, 1, 1)])
+def test_a_threshold_that_repeats_x_makes_no_jump(shape: tuple[int, ...]) -> None:
+    repeated = model(
+        "m = Greater (x, t) w = Where (m, x, o) s = ReduceSum <keepdims: int = 0> (w, a)"
+        " z = Add (x, s)",
+        "2,4",
+        t=np.full(shape, 0.5),
+        o=np.zeros(()),
+        a=np.zeros(1, np.int64),
+    )("float")
+    assert jr.input_gradient(repeated).jumps == ()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +168,7 @@ def test_sites_inside_functions_have_the_paths_of_inspect() -> None:
     )
     original = jr.Model(proto.SerializeToString())
     paths = {site.path for site in jr.find_sites(original)[0]}
-    for form in ("greater-where", "sub-greater-where"):
+    for form in ("greater-where", "lessequal-where"):
         graph = jr.input_gradient(jr.retrofit(original, jump=1, form=form).model)
         assert set(graph.jumps) == paths == {"b", "my::Block>h"}
         assert len(graph.jumps) == 3  # the function is called twice
@@ -162,3 +187,19 @@ def test_a_pattern_that_names_no_jump_is_refused(lenet: jr.Model) -> None:
     hardened = jr.retrofit(lenet, jump=1.0).model
     with pytest.raises(ParameterError, match="'conv' names no jump of the model, which has relu,"):
         jr.input_gradient(hardened, surrogate={"conv": "relu"})
+
+
+@pytest.mark.parametrize("kind", ["float", "double", "float16"])
+@pytest.mark.parametrize("surrogate", ["soft:1e-50", "soft:1e-9", "soft:1e-300", "soft:1e-50%"])
+def test_a_width_below_what_the_type_tells_is_that_of_the_type(
+    text_model: MakeModel, kind: str, surrogate: str
+) -> None:
+    original = text_model(f"g ({kind}[N, 4] x) => ({kind}[N, 4] z) {{ z = Relu (x) }}")
+    x = X.copy()
+    x[:, 0] = JUMP
+    model = jr.retrofit(original, jump=JUMP).model
+    found = jr.Target(model, device="cpu").differentiate(x, Y, surrogate=surrogate)
+    assert np.isfinite(found.gradient).all()
+    away = np.abs(x - JUMP) > 0.05
+    expected = (_softmax(found.logits.astype(float)) - np.eye(4)[Y]) * (x > JUMP)
+    np.testing.assert_allclose(found.gradient[away], expected[away], rtol=5e-3, atol=5e-3)

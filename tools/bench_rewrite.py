@@ -176,7 +176,7 @@ PHASES = {
     "load": ("jr_onnx", "load"),
     "find sites": ("jr_onnx.rewrite.retrofit", "find_sites"),
     "undo and compare": ("jr_onnx.rewrite.retrofit", "restore"),
-    "onnx.checker": ("jr_onnx.model", "check"),
+    "onnx.checker": ("jr_onnx.rewrite.retrofit", "check"),
     "save": ("jr_onnx", "save"),
 }
 CHECKS = ("undo and compare", "onnx.checker")

@@ -19,7 +19,7 @@ from pathlib import Path
 README = Path(__file__).resolve().parents[1] / "README.md"
 # A share with one decimal: before a percent sign, in an interval, signed, or in points.
 _SHARE = re.compile(
-    r"(?<![\d.])[-+]?\d+\.\d(?=%|\.\.| points)|(?<=\.\.)\d+\.\d|[-+]\d+\.\d(?=\s*$)",
+    r"(?<![\d.])[-+]?\d+\.\d(?=%|\.\.| points)|(?<=\.\.)\d+\.\d|[-+]\d+\.\d(?=\s*$| to |, paired)",
     re.MULTILINE,
 )
 _P_VALUE = re.compile(r"(?<=p = )[\d.e-]+\d")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import onnx
 from onnx.defs import OpSchema
 
-from jr_onnx.autodiff.expand import _INTEGER, _WITH_BODIES, _expansions
+from jr_onnx.autodiff.expand import _INTEGER, _WITH_BODIES, ANY_VERSION, _expansions
 from jr_onnx.autodiff.registry import ZERO_GRADIENT, registered
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ Written by `tools/list_operators.py`; a test compares this page with the code.
   that have rules; `function`, the function body that onnx gives the operator.
 - **for**: the inputs that may depend on the model's input. A path through another input is
   refused, by name.
-- **since-versions**: those that are covered, of the ones in force from opset 7 on. Opsets 7 and 8
+- **since-versions**: those that are covered, of the ones in force from opset 9 on. Opsets 7 and 8
   are read as 9.
 - **tests**: files `tests/test_gradients_*.py` that use the operator. They compare with finite
   differences of the onnx reference evaluator in float64, and with torch where that errs.
@@ -199,11 +199,7 @@ def render(counts: dict[str, str]) -> str:
 
 
 def _spelled(versions: list[int]) -> str:
-    """Lists numbers; 7, 8, ... 28 as 7 to 28."""
-    first, last = (versions[0], versions[-1]) if versions else (0, 0)
-    if last - first > 10 and len(versions) == last - first + 1:
-        return f"{first} to {min(last, onnx.defs.onnx_opset_version())}"
-    return ", ".join(map(str, versions))
+    return "all" if versions == [ANY_VERSION] else ", ".join(map(str, versions))
 
 
 def _wrapped(names: list[str]) -> str:

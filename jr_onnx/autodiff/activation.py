@@ -68,7 +68,7 @@ def leaky_relu(call: Call) -> str:
     return (g * (alpha + (1 - alpha) * positive)).name
 
 
-@vjp("PRelu", 7, 9, 16)
+@vjp("PRelu", 9, 16)
 def prelu_x(call: Call) -> str:
     """y = x if x > 0 else slope x, for x. The slope is broadcast."""
     g, x, _ = call.terms()
@@ -76,7 +76,7 @@ def prelu_x(call: Call) -> str:
     return (g * (slope + (1 - slope) * (x > 0))).name
 
 
-@vjp("PRelu", 7, 9, 16, wrt=1)
+@vjp("PRelu", 9, 16, wrt=1)
 def prelu_slope(call: Call) -> str:
     """y = x if x > 0 else slope x, for the slope: g min(x, 0)."""
     x = call.term(call.node.input[0])

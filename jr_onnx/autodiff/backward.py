@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,8 +14,16 @@ from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.flow import captured, depends_on, spelled
 from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, find_loss
 from jr_onnx.autodiff.prepare import Prepared, prepare
-from jr_onnx.autodiff.registry import Call, Rule, find_rule, is_zero_gradient, opset_for
-from jr_onnx.autodiff.surrogates import Surrogate, Surrogates, choose
+from jr_onnx.autodiff.quantization import in_floats
+from jr_onnx.autodiff.registry import (
+    Call,
+    Rule,
+    UnknownError,
+    find_rule,
+    is_zero_gradient,
+    opset_for,
+)
+from jr_onnx.autodiff.surrogates import EXACT, Surrogate, Surrogates, choose
 from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError
 from jr_onnx.model import Model, Names, Tensor
 from jr_onnx.model.graphs import opset_of
@@ -98,7 +108,7 @@ def input_gradient(
     _declare(copy, compared, logits, value, gradient, z)
     paths = tuple(jump.path for jump in copy.jumps.values())
     return InputGradient(
-        Model.of(copy.proto, model.folder),
+        model.derived(Model.of(copy.proto).content),
         copy.x,
         compared,
         logits,
@@ -118,11 +128,15 @@ def _loss_head(
         raise ModelError(f"the rank of the output {z!r} is unknown, {name} needs it")
     flat = loss.classes > 0 and (shape is None or len(shape) != 2)
     logits = emit.op("Flatten", z, axis=1) if flat else z
-    classes = shape[1] if shape is not None and len(shape) > 1 else None
-    if isinstance(classes, int) and classes < loss.classes:
+    classes = _classes(shape)
+    if classes is not None and classes < loss.classes:
+        way_on = (
+            "take margin or cross_entropy"
+            if classes > 1
+            else "a single output is no logits: give it a second one, 0, or take drift"
+        )
         raise ParameterError(
-            f"the loss {name} needs {loss.classes} classes, the model has {classes}: take margin "
-            "or cross_entropy"
+            f"the loss {name} needs {loss.classes} classes, the model has {classes}: {way_on}"
         )
     # float16 is lifted to float32, where the loss does not overflow.
     element = TensorProto.DOUBLE if tensor.element == TensorProto.DOUBLE else TensorProto.FLOAT
@@ -134,45 +148,67 @@ def _loss_head(
     return logits, loss_name, emit.reshape_like(seed.name, z) if flat else seed.name
 
 
+def _classes(shape: tuple[int | str | None, ...] | None) -> int | None:
+    """Returns how many outputs an example has, None if that is not known."""
+    sizes = [] if shape is None else [size for size in shape[1:] if isinstance(size, int)]
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape[1:]) else None
+
+
 def _walk_back(
     copy: Prepared, emit: Emitter, cotangents: dict[str, str], slopes: Mapping[str, Surrogate]
 ) -> dict[str, str]:
     proto, x = copy.proto, copy.x
     active = depends_on(proto.graph, x)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    problems: list[str] = []
+    problems: list[tuple[str, bool]] = []  # with whether an operator before it may be the cause
+    used = set(cotangents)
 
     def add(name: str, contribution: str) -> None:
         before = cotangents.get(name)
         cotangents[name] = emit.op("Add", before, contribution) if before else contribution
 
     for node in reversed(proto.graph.node):
-        known = tuple(cotangents.get(name, "") for name in node.output)
-        if not any(name in cotangents for name in node.output) or is_zero_gradient(node):
+        if used.isdisjoint(node.output) or is_zero_gradient(node):
             continue
+        inputs = (*node.input, *captured(node))
+        used.update(inputs)
+        refused = copy.refused.get(tuple(node.output))
+        if refused:  # even where a rule after it says zero: Cast, of what was computed in integers
+            problems.append((f"{spelled(node)}: {refused}", False))
+            cotangents.update({name: "" for name in inputs if name in active - cotangents.keys()})
+            continue
+        if not any(name in cotangents for name in node.output):
+            continue
+        known = tuple(cotangents.get(name, "") for name in node.output)
         jump = copy.jumps.get(node.output[0])
-        if jump is not None and known[0]:
+        # The exact slope is that of the nodes themselves.
+        if jump is not None and known[0] and slopes[jump.path] != EXACT:
             if jump.x in active:
                 y = copy.known.tensor(node.output[0])
                 add(jump.x, jump.cotangent(emit, known[0], y, slopes[jump.path]))
             continue
         tensors = {name: copy.known.tensor(name) for name in (*node.input, *node.output)}
-        for wrt, name in enumerate((*node.input, *captured(node))):
+        reasons: dict[str, bool] = {}
+        for wrt, name in enumerate(inputs):
             if name not in active:
                 continue
+            contribution: str | None = None
             try:
                 rule = _rule_for(node, opsets, wrt, known)
                 call = Call(node, emit, known, wrt, tensors, copy.known.constant)
-                contribution = rule(call) if any(known) else ""
+                contribution = rule(in_floats(call)) if any(known) else None
             except NotImplementedError as reason:
-                problems.append(f"{spelled(node)}: {reason}")
-                contribution = ""
+                reasons[str(reason)] = isinstance(reason, UnknownError)
             if contribution:
                 add(name, contribution)
-            elif problems:  # the walk goes on, only to find the other problems
+            elif contribution is None:  # the walk goes on, only to find the other problems
                 cotangents.setdefault(name, "")
+        if reasons:
+            problems.append((f"{spelled(node)}: {', '.join(reasons)}", all(reasons.values())))
     if problems:
-        raise UnsupportedOpError(problems)
+        inherited = itertools.takewhile(lambda problem: problem[1], reversed(problems))
+        causes = [problem for problem in reversed(problems) if not problem[1]]
+        raise UnsupportedOpError([text for text, _ in (*inherited, *causes)])
     return cotangents
 
 

@@ -103,14 +103,14 @@ def quick_gelu(call: Call) -> list[Term]:
     return [x * (x if alpha == 1 else x * alpha).op("Sigmoid")]
 
 
-@expansion("LayerNormalization", *range(7, 17))
+@expansion("LayerNormalization", *range(9, 17))
 def layer_normalization(call: Call) -> list[Term]:
     """In opsets that do not have it."""
     x, scale, bias = (optional(call, index) for index in range(3))
     return [_normalized(call, x, scale, bias)]
 
 
-@expansion("SimplifiedLayerNormalization", *range(7, 99))
+@expansion("SimplifiedLayerNormalization")
 def simplified_layer_normalization(call: Call) -> list[Term]:
     """y = scale x / sqrt(mean(x^2) + epsilon)."""
     return [_normalized(call, *(optional(call, index) for index in range(2)), centred=False)]

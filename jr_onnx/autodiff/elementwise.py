@@ -33,7 +33,7 @@ def identity(call: Call) -> str:
     return call.g
 
 
-@vjp("Neg", 1, 6, 13)
+@vjp("Neg", 6, 13)
 def neg(call: Call) -> str:
     """y = -x."""
     return call.emit.op("Neg", call.g)
@@ -77,10 +77,10 @@ def div_denominator(call: Call) -> str:
     return call.unbroadcast(call.emit.op("Neg", slope))
 
 
-@vjp("Abs", 1, 6, 13)
+@vjp("Abs", 6, 13)
 def absolute(call: Call) -> str:
     """y = |x|."""
-    return call.emit.op("Mul", call.g, call.emit.op("Sign", call.x))
+    return call.emit.op("Mul", call.g, call.emit.sign(call.x, call.element))
 
 
 @vjp("Clip", 6, 11, 12, 13)
@@ -93,16 +93,11 @@ def clip(call: Call) -> str:
     emit = call.emit
     if _bounds(call) == (0, 6):
         return _relu6(call)
-    if emit.opset >= 11:
-        inside = emit.op("Equal", call.x, call.y)
-    else:  # Equal knows no floats yet
-        moved = emit.op("Or", emit.op("Less", call.x, call.y), emit.op("Greater", call.x, call.y))
-        inside = emit.op("Not", moved)
-    return emit.masked(call.g, inside, call.element)
+    return emit.masked(call.g, emit.equal(call.x, call.y), call.element)
 
 
 @vjp("ThresholdedRelu", 10, 22)
-@vjp("Relu", 1, 6, 13, 14)
+@vjp("Relu", 6, 13, 14)
 def relu(call: Call) -> str:
     """y = x if x > jump else 0. The mask is read off y: onnxruntime may then fuse Conv and Relu.
 
@@ -167,20 +162,20 @@ def where_false(call: Call) -> str:
     return call.unbroadcast(call.emit.masked(call.g, otherwise, call.element))
 
 
-@vjp("Sum", 6, 8, 13, wrt=None)
+@vjp("Sum", 8, 13, wrt=None)
 def sum_of_inputs(call: Call) -> str:
     """y = a + b + ..."""
     return call.unbroadcast(call.g)
 
 
-@vjp("Mean", 6, 8, 13, wrt=None)
+@vjp("Mean", 8, 13, wrt=None)
 def mean_of_inputs(call: Call) -> str:
     """y = (a + b + ...) / n."""
     return call.unbroadcast((call.term(call.g) * (1 / len(call.node.input))).name)
 
 
-@vjp("Max", 6, 8, 12, 13, wrt=None)
-@vjp("Min", 6, 8, 12, 13, wrt=None)
+@vjp("Max", 8, 12, 13, wrt=None)
+@vjp("Min", 8, 12, 13, wrt=None)
 def extremum(call: Call) -> str:
     """y = the largest, or the smallest, of the inputs.
 
@@ -319,7 +314,7 @@ def atanh(call: Call) -> str:
     return (g / (1 - x * x)).name
 
 
-@vjp("Cast", 6, 9, 13, 19, 21, 23, 24, 25, 28)
+@vjp("Cast", 9, 13, 19, 21, 23, 24, 25, 28)
 @vjp("CastLike", 15, 19, 21, 23, 24, 25)
 def cast(call: Call) -> str:
     """y = x in another type: back to that of x. Piecewise constant to or from countable types."""

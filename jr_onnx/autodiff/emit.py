@@ -66,7 +66,33 @@ class Emitter(NodeBuilder):
     def zeros(self, shape: str, element: int) -> str:
         """Zeros of the shape that a 1-d int64 value says."""
         zero = np.zeros(1, helper.tensor_dtype_to_np_dtype(element))
+        if self.opset >= 20:  # ConstantOfShape has no newer kernel on CUDA
+            return self.op("Expand", self.constant(zero), shape)
         return self.op("ConstantOfShape", shape, value=numpy_helper.from_array(zero))
+
+    def size(self, x: str) -> str:
+        """The number of elements, a 0-d int64."""
+        if self.opset >= 19:  # Size has no newer kernel on CUDA, and would copy x from there
+            return self.op("ReduceProd", self.op("Shape", x), keepdims=0)
+        return self.op("Size", x)
+
+    def sign(self, x: str, element: int) -> str:
+        """-1, 0 or 1. onnxruntime has a CUDA kernel of Sign from opset 13 on."""
+        if self.opset >= 13:
+            return self.op("Sign", x)
+        zero = self.scalar(0, element)
+        sides = (self.op(name, x, zero) for name in ("Greater", "Less"))
+        return self.op("Sub", *(self.op("Cast", side, to=element) for side in sides))
+
+    def equal(self, a: str, b: str) -> str:
+        """A mask of where two values are equal."""
+        if 11 <= self.opset < 19:
+            return self.op("Equal", a, b)
+        if self.opset >= 19:  # Equal has no newer kernel on CUDA
+            sides = (self.op(name, a, b) for name in ("GreaterOrEqual", "LessOrEqual"))
+            return self.op("And", *sides)
+        sides = (self.op(name, a, b) for name in ("Less", "Greater"))  # Equal knows no floats yet
+        return self.op("Not", self.op("Or", *sides))
 
     def scatter(
         self,

@@ -6,7 +6,7 @@
 
 Only nodes that vary with the input are touched. An operator takes ONNX's own function body where
 it has neither an expansion nor a gradient rule. What computes in integers, or has a body that is
-chosen or repeated at run time, is refused here, all of it at once.
+chosen or repeated at run time, stays as it is; the walk back refuses it with the reason given here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ import onnx.inliner
 from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter, Term
-from jr_onnx.autodiff.flow import captured, depends_on, spelled, used_in
+from jr_onnx.autodiff.flow import captured, depends_on, used_in
 from jr_onnx.autodiff.registry import Call, find_rule, is_zero_gradient, since_version
-from jr_onnx.errors import UnsupportedOpError
 from jr_onnx.model import Constants, Model, Names, Tensor, ValueTypes
 from jr_onnx.model.graphs import ONNX_DOMAINS
 
 # Appends nodes, returns the outputs; None leaves the node to ONNX's function body, if any.
 Expansion = Callable[[Call], Sequence[Term | None] | None]
 
+# Why a node can have no gradient, by the names of its outputs.
+Refused = dict[tuple[str, ...], str]
+
+ANY_VERSION = 0
 _expansions: dict[tuple[str, str, int], Expansion] = {}
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CALLED = "jr_onnx.expanded"  # domain of the functions that stand for nodes until they are inlined
@@ -49,7 +52,8 @@ def expansion(op_type: str, *since: int, domain: str = "") -> Callable[[Expansio
 
     Args:
         op_type: the operator.
-        since: the since-versions that it is right for; the opsets for what onnx does not know.
+        since: the since-versions that it is right for, all if none is given; the opsets for what
+            onnx does not know.
         domain: the operator's domain.
 
     Raises:
@@ -57,7 +61,7 @@ def expansion(op_type: str, *since: int, domain: str = "") -> Callable[[Expansio
     """
 
     def register(function: Expansion) -> Expansion:
-        for version in since:
+        for version in since or (ANY_VERSION,):
             key = (domain, op_type, version)
             if key in _expansions:
                 raise ValueError(f"an expansion for {key} is registered already")
@@ -67,7 +71,7 @@ def expansion(op_type: str, *since: int, domain: str = "") -> Callable[[Expansio
     return register
 
 
-def expand(proto: onnx.ModelProto, x: str) -> onnx.ModelProto:
+def expand(proto: onnx.ModelProto, x: str) -> tuple[onnx.ModelProto, Refused]:
     """Writes out the operators that vary with x and have no gradient as they are.
 
     Args:
@@ -75,21 +79,17 @@ def expand(proto: onnx.ModelProto, x: str) -> onnx.ModelProto:
         x: the input to differentiate by.
 
     Returns:
-        The model, or another one that takes its place.
-
-    Raises:
-        UnsupportedOpError: nodes that can have no gradient, all of them listed.
+        The model, or another one that takes its place; and why nodes that it still has can have no
+        gradient.
     """
     expander = _Expander(proto, x)
     if not any(map(expander.wants, proto.graph.node)):
-        return proto
+        return proto, {}
     nodes = [made for node in proto.graph.node for made in expander.made_of(node)]
-    if expander.problems:
-        raise UnsupportedOpError(expander.problems)
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     if not expander.functions:
-        return proto
+        return proto, expander.problems
     proto.functions.extend(expander.functions)
     proto.opset_import.add(domain=_CALLED, version=1)
     return expand(onnx.inliner.inline_local_functions(proto), x)  # a body may need it again
@@ -100,12 +100,12 @@ class _Expander:
 
     Attributes:
         functions: that the new nodes call.
-        problems: why nodes cannot be differentiated.
+        problems: why nodes cannot be differentiated, by the names of their outputs.
     """
 
     def __init__(self, proto: onnx.ModelProto, x: str) -> None:
         self.functions: list[onnx.FunctionProto] = []
-        self.problems: list[str] = []
+        self.problems: Refused = {}
         self._proto = proto
         self._opsets = {entry.domain: entry.version for entry in proto.opset_import}
         self._active = depends_on(proto.graph, x)
@@ -135,7 +135,7 @@ class _Expander:
             _refuse(node)
             return [self._body(node)]
         except NotImplementedError as reason:
-            self.problems.append(f"{spelled(node)}: {reason}")
+            self.problems[tuple(node.output)] = str(reason)
             return [node]
 
     # What is cached is made for the first node that needs it: most models have none.
@@ -173,7 +173,8 @@ class _Expander:
 
     def _expansion(self, node: onnx.NodeProto) -> Expansion | None:
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
-        return _expansions.get((domain, node.op_type, since_version(node, self._opsets)))
+        exact = _expansions.get((domain, node.op_type, since_version(node, self._opsets)))
+        return exact or _expansions.get((domain, node.op_type, ANY_VERSION))
 
     def _expanded(self, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
         formula = self._expansion(node)
@@ -283,7 +284,9 @@ def _same_in(function: onnx.FunctionProto, opset: int) -> bool:
 
     From opset 18 on the operators that bodies are made of have only got more types.
     """
-    (written_for,) = (entry.version for entry in function.opset_import if not entry.domain)
+    # Some bodies hold no standard operator, and import none.
+    own = (entry.version for entry in function.opset_import if not entry.domain)
+    written_for = next(own, opset)
     versions = ({"": written_for}, {"": opset})
     return written_for >= 18 or all(
         len({since_version(node, each) for each in versions}) == 1 for node in function.node

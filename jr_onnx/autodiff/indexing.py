@@ -283,7 +283,7 @@ def _pulled(call: Call, g: str, axis: int, sources: Array, size: int) -> str:
 def _scattered(call: Call, *, unique: bool) -> str:
     """Runs the node on the positions of x's elements, and scatters g to the positions it picks."""
     emit = call.emit
-    size = emit.flat(emit.op("Size", call.x))
+    size = emit.flat(emit.size(call.x))
     positions = emit.reshape_like(_counted(call, size), call.x)
     padded = call.node.op_type == "Pad"  # which onnxruntime runs on CUDA for floats only
     if padded:

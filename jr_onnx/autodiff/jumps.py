@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from jr_onnx.autodiff.emit import Emitter, Term
-from jr_onnx.autodiff.surrogates import EXACT, Surrogate
+from jr_onnx.autodiff.surrogates import Surrogate
 from jr_onnx.model import Tensor, attribute_of
 from jr_onnx.model.graphs import ONNX_DOMAINS
 
@@ -26,7 +26,6 @@ from jr_onnx.model.graphs import ONNX_DOMAINS
 Constant = Callable[[str], np.ndarray[Any, Any] | None]
 # Where a scope's node says its site path: inlining a function renames its values.
 PATH_KEY = "jr_onnx/path"
-_OURS = "jr_onnx/v1/"
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Jump:
         threshold: the value t, or the number itself in a ThresholdedRelu.
         passed: the value that y is above t: x, or what a Relu or Clip makes of it.
         cap: upper bound of what passes, the value or the number itself.
+        clip: a Clip after the jump that belongs to the site: it gives the cap.
     """
 
     path: str
@@ -48,9 +48,15 @@ class Jump:
     threshold: str | float
     passed: str
     cap: str | float | None = None
+    clip: onnx.NodeProto | None = field(default=None, repr=False)
+
+    @property
+    def y(self) -> str:
+        """The name of the site's output."""
+        return str((self.clip or self.node).output[0])
 
     def cotangent(self, emit: Emitter, g: str, tensor: Tensor, surrogate: Surrogate) -> str:
-        """Appends the cotangent of x.
+        """Appends the cotangent of x under a surrogate slope.
 
         Args:
             emit: where to append nodes.
@@ -58,12 +64,8 @@ class Jump:
             tensor: what is known of y.
             surrogate: the slope to use.
         """
-        x, y = (Term(emit, name, tensor.element) for name in (self.x, self.node.output[0]))
-        if surrogate == EXACT and self.node.op_type == "ThresholdedRelu":
-            # Read off y, which onnxruntime may have fused with what comes before.
-            slope: Term | None = y > 0
-        else:
-            slope = surrogate.slope(x, x.like(self.threshold))
+        x = Term(emit, self.x, tensor.element)
+        slope = surrogate.slope(x, x.like(self.threshold))
         if self.cap is not None:
             below = 1 - (x > x.like(self.cap))
             slope = below if slope is None else slope * below
@@ -90,7 +92,10 @@ class _Finder:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
         self._constant = constant
-        self._given = {value.name for value in graph.input} - {x}
+        # Old exporters (IR 3) list the weights among the inputs.
+        weights = {tensor.name for tensor in graph.initializer}
+        self._given = {value.name for value in graph.input} - weights - {x}
+        self._outputs = {value.name for value in graph.output}
 
     def jumps(self, node: onnx.NodeProto) -> Iterator[Jump]:
         if node.domain not in ONNX_DOMAINS:
@@ -99,7 +104,7 @@ class _Finder:
             alpha = attribute_of(node, "alpha")
             jump = 1.0 if alpha is None else alpha.f
             if jump >= 0:
-                yield Jump(self._path(node), node, node.input[0], float(jump), node.input[0])
+                yield self._site(node, node.input[0], float(jump), node.input[0], None)
             return
         if node.op_type == "Where":
             mask, yes, no = node.input
@@ -113,10 +118,28 @@ class _Finder:
         for comparison, mask, passed, zero in spellings:
             compared = self._compared(mask, comparison)
             if compared and (not zero or self._is_zero(zero)):
-                right, cap = self._passed(passed, compared[0])
-                if right:
-                    yield Jump(self._path(node), node, *compared, passed, cap)
+                v, cap = self._passed(passed, compared[0])
+                if v:
+                    yield self._site(node, *compared, v, cap)
                     return
+
+    def _site(
+        self,
+        node: onnx.NodeProto,
+        x: str,
+        threshold: str | float,
+        passed: str,
+        cap: str | float | None,
+    ) -> Jump:
+        """Takes a Clip that is all that reads the jump as a part of the site.
+
+        On the way back it would see 0, its lower bound, wherever the jump let nothing pass.
+        """
+        y, clip = node.output[0], None
+        users = self._users.get(y, [])
+        if cap is None and len(users) == 1 and y not in self._outputs and self._is_clip(users[0]):
+            clip, cap = users[0], self._upper(users[0])
+        return Jump(self._path(clip or node), node, x, threshold, passed, cap, clip)
 
     def _compared(self, mask: str, comparison: str) -> tuple[str, str] | None:
         """Returns x and t of a mask that says x > t (or x <= t)."""
@@ -129,27 +152,36 @@ class _Finder:
             x, threshold = difference.input
         return (x, threshold) if self._is_jump(threshold) else None
 
-    def _passed(self, v: str, x: str) -> tuple[bool, str | float | None]:
-        """Returns whether v is x wherever x is positive, and its upper bound."""
+    def _passed(self, v: str, x: str) -> tuple[str, str | float | None]:
+        """Returns the value that passes if it is x wherever x is positive; and its upper bound."""
         absolute = self._of(v, "Abs")
-        v = absolute.input[0] if absolute else v
-        relu, clip = self._of(v, "Relu"), self._of(v, "Clip")
-        if clip and clip.input[0] == x and self._starts_at_zero(clip):
-            bound = attribute_of(clip, "max")
-            given = clip.input[2] if len(clip.input) > 2 else ""
-            return True, bound.f if bound else given or None
-        return v == x or bool(relu and relu.input[0] == x), None
+        inner = absolute.input[0] if absolute else v
+        if inner == x:
+            return x, None  # above a jump x is positive, so |x| is x
+        relu, clip = self._of(inner, "Relu"), self._of(inner, "Clip")
+        if clip and clip.input[0] == x and self._is_clip(clip):
+            return v, self._upper(clip)
+        return (v if relu and relu.input[0] == x else ""), None
 
     def _of(self, name: str, op_type: str) -> onnx.NodeProto | None:
         node = self._made.get(name)
         known = node is not None and node.op_type == op_type and node.domain in ONNX_DOMAINS
         return node if known else None
 
-    def _starts_at_zero(self, clip: onnx.NodeProto) -> bool:
-        bound = attribute_of(clip, "min")
+    def _is_clip(self, node: onnx.NodeProto) -> bool:
+        """Whether it is a Clip from 0."""
+        if node.op_type != "Clip" or node.domain not in ONNX_DOMAINS:
+            return False
+        bound = attribute_of(node, "min")
         if bound is not None:
             return bool(bound.f == 0)
-        return len(clip.input) > 1 and self._is_zero(clip.input[1])
+        return len(node.input) > 1 and self._is_zero(node.input[1])
+
+    def _upper(self, clip: onnx.NodeProto) -> str | float | None:
+        bound = attribute_of(clip, "max")
+        if bound is not None:
+            return float(bound.f)
+        return (clip.input[2] if len(clip.input) > 2 else "") or None
 
     def _is_jump(self, name: str) -> bool:
         value = self._constant(name)
@@ -162,9 +194,5 @@ class _Finder:
         return value is not None and not value.any()
 
     def _path(self, node: onnx.NodeProto) -> str:
-        noted = {entry.key: entry.value for entry in node.metadata_props}.get(PATH_KEY)
-        y = str(node.output[0])
-        users = self._users.get(y, [])
-        if noted is None and y.startswith(_OURS) and len(users) == 1:
-            return str(users[0].output[0])  # the Clip that caps a jump has the site's name
-        return noted or y
+        noted = {entry.key: entry.value for entry in node.metadata_props}
+        return noted.get(PATH_KEY) or str(node.output[0])

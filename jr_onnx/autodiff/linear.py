@@ -16,7 +16,7 @@ from jr_onnx.autodiff.registry import Call, vjp
 from jr_onnx.model.types import Dimension, Tensor
 
 
-@vjp("Gemm", 7, 9, 11, 13)
+@vjp("Gemm", 9, 11, 13)
 def gemm_a(call: Call) -> str:
     """For A, which is `(m, k)`, or `(k, m)` with transA."""
     trans_a, trans_b = call.attribute("transA", 0), call.attribute("transB", 0)
@@ -26,7 +26,7 @@ def gemm_a(call: Call) -> str:
     return call.emit.matmul(call.g, b, call.element, transB=1 - trans_b, alpha=alpha)
 
 
-@vjp("Gemm", 7, 9, 11, 13, wrt=1)
+@vjp("Gemm", 9, 11, 13, wrt=1)
 def gemm_b(call: Call) -> str:
     """For B, which is `(k, n)`, or `(n, k)` with transB."""
     trans_a, trans_b = call.attribute("transA", 0), call.attribute("transB", 0)
@@ -36,21 +36,21 @@ def gemm_b(call: Call) -> str:
     return call.emit.matmul(a, call.g, call.element, transA=1 - trans_a, alpha=alpha)
 
 
-@vjp("Gemm", 7, 9, 11, 13, wrt=2)
+@vjp("Gemm", 9, 11, 13, wrt=2)
 def gemm_c(call: Call) -> str:
     """For C, which is broadcast."""
     scale = call.emit.scalar(call.attribute("beta", 1.0), call.element)
     return call.unbroadcast(call.emit.op("Mul", call.g, scale))
 
 
-@vjp("MatMul", 1, 9, 13)
+@vjp("MatMul", 9, 13)
 def matmul_a(call: Call) -> str:
     """For A `(..., m, k)`: g B^T, summed over the axes along which A was broadcast."""
     b, g = _as_matrix(call, 1), _as_product(call)
     return _as_operand(call, call.emit.op("MatMul", g, _swapped(call, b, 1)))
 
 
-@vjp("MatMul", 1, 9, 13, wrt=1)
+@vjp("MatMul", 9, 13, wrt=1)
 def matmul_b(call: Call) -> str:
     """For B `(..., k, n)`: A^T g, summed over the axes along which B was broadcast."""
     a, g = _as_matrix(call, 0), _as_product(call)

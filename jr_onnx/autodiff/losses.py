@@ -145,7 +145,7 @@ class Loss:
 
 
 LOSSES: dict[str, Loss] = {
-    "cross_entropy": Loss(cross_entropy, classes=1),
+    "cross_entropy": Loss(cross_entropy),
     "margin": Loss(margin),
     "cw": Loss(partial(carlini_wagner, confidence=0.0)),
     "dlr": Loss(dlr, classes=3),

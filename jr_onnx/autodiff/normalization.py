@@ -29,13 +29,11 @@ from jr_onnx.autodiff.registry import Call, vjp
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-@vjp("BatchNormalization", 7, 9, 14, 15)
+@vjp("BatchNormalization", 9, 14, 15)
 def batch_normalization(call: Call) -> str:
     """For x `(batch, channels, ...)`; onnxruntime folds the factor, which is made of weights."""
     if call.attribute("training_mode", 0) or any(call.node.output[1:]):
         raise NotImplementedError("training mode, in which examples influence each other")
-    if not call.attribute("spatial", 1):
-        raise NotImplementedError("spatial = 0")
     scale, variance = call.term(call.node.input[1]), call.term(call.node.input[4])
     deviation = (variance + call.number("epsilon", 1e-5)).op("Sqrt")
     factor = (scale.to(variance.element) / deviation).to(call.element)

@@ -94,11 +94,12 @@ def max_pool(call: Call) -> str:
         return _first_maxima(call, *tiles)
     _count_by_rows(call)
     apart = _apart(call)
-    indices, size = call.second_output(), emit.flat(emit.op("Size", call.x))
+    indices, size = call.second_output(), emit.flat(emit.size(call.x))
 
     def scattered(where: str, what: str, *, add: bool = False) -> str:
         zeros = emit.zeros(size, call.element)
-        return emit.scatter(zeros, emit.flat(where), emit.flat(what), axis=0, add=add)
+        flat = (zeros, emit.flat(where), emit.flat(what))
+        return emit.scatter(*flat, axis=0, add=add, element=call.element)
 
     if max(apart) == 1 or emit.opset >= 16:
         flat = scattered(indices, call.g, add=max(apart) > 1)
@@ -107,12 +108,6 @@ def max_pool(call: Call) -> str:
         parts = [scattered(some(indices), some(call.g)) for some in subsets]
         flat = emit.op("Sum", *parts)
     return emit.reshape_like(flat, call.x)
-
-
-@vjp("MaxPool", 1)
-def old_max_pool(call: Call) -> str:
-    """Opset 7 has no Indices."""
-    raise NotImplementedError("MaxPool gives Indices from opset 8 on")
 
 
 def _tiles(call: Call) -> tuple[list[int], list[int]] | None:
@@ -145,18 +140,18 @@ def _first_maxima(call: Call, kernel: list[int], number: list[int]) -> str:
     cut = covered != list(size)
     x = emit.slice(call.x, [0, 0], covered, [2, 3]) if cut else call.x
     ranks = np.arange(math.prod(kernel), 0, -1).astype(np.float32).reshape(kernel)
-    is_maximum = _equal(call, x, enlarged(emit, call.y, kernel))
+    is_maximum = _reaches(call, x, enlarged(emit, call.y, kernel))
     ranked = emit.op("Mul", is_maximum, emit.constant(np.tile(ranks, (1, 1, *number))))
     first = emit.op("MaxPool", ranked, kernel_shape=kernel, strides=kernel)
-    chosen = _equal(call, ranked, enlarged(emit, first, kernel))
+    chosen = _reaches(call, ranked, enlarged(emit, first, kernel))
     gradient = emit.op("Mul", chosen, enlarged(emit, call.g, kernel))
     rest = [length - c for length, c in zip(size, covered, strict=True)]
     return emit.pad(gradient, [0] * 6 + rest) if cut else gradient
 
 
-def _equal(call: Call, a: str, b: str) -> str:
-    """1 where the values are equal, else 0."""
-    return call.emit.op("Cast", call.emit.op("Equal", a, b), to=call.element)
+def _reaches(call: Call, x: str, most: str) -> str:
+    """1 where x is what it is at most, else 0. CUDA has no kernel of Equal from opset 19 on."""
+    return call.emit.op("Cast", call.emit.op("GreaterOrEqual", x, most), to=call.element)
 
 
 def enlarged(emit: Emitter, x: str, by: Sequence[int]) -> str:

@@ -16,7 +16,8 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper
 
-from jr_onnx.autodiff.expand import expand
+from jr_onnx.autodiff.dense import write_as_matrices
+from jr_onnx.autodiff.expand import Refused, expand
 from jr_onnx.autodiff.fold import fold
 from jr_onnx.autodiff.jumps import PATH_KEY, Jump, find_jumps
 from jr_onnx.errors import ModelError, UnsupportedOpsetError
@@ -73,6 +74,7 @@ class Prepared:
         logits: the value before a final softmax; the output itself where there is none.
         ending: `logits`, `softmax` or `log_softmax`.
         jumps: by the name of y.
+        refused: why a node can have no gradient, by the names of its outputs.
     """
 
     proto: onnx.ModelProto
@@ -82,6 +84,7 @@ class Prepared:
     logits: str
     ending: str
     jumps: dict[str, Jump]
+    refused: Refused
 
 
 def prepare(model: Model, *, x: str | None = None, output: str | None = None) -> Prepared:
@@ -106,15 +109,17 @@ def prepare(model: Model, *, x: str | None = None, output: str | None = None) ->
     inputs = [value.name for value in graph.input if value.name not in weights]
     x = _one_of(inputs, x, "input", model.name)
     output = _one_of([value.name for value in graph.output], output, "output", model.name)
-    proto = expand(proto, x)
+    proto, refused = expand(proto, x)
     graph = proto.graph
     known = Known.of(Model.of(proto, model.folder))
-    jumps = find_jumps(graph, known.constant, x)
+    jumps = [each for each in find_jumps(graph, known.constant, x) if _keeps_shape(each, known)]
     for jump in jumps:
         _write_as_one_node(jump, known, _opset(proto))
     logits, ending = _before_softmax(graph, known, output, _opset(proto))
-    by_output = {jump.node.output[0]: jump for jump in jumps}
-    return Prepared(proto, known, x, output, logits, ending, by_output)
+    if write_as_matrices(proto, known.tensor, known.constant):
+        known = Known.of(Model.of(proto, model.folder))
+    by_output = {jump.y: jump for jump in jumps}
+    return Prepared(proto, known, x, output, logits, ending, by_output, refused)
 
 
 def _one_of(names: list[str], asked: str | None, what: str, where: str) -> str:
@@ -177,6 +182,15 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto)
 
 
+def _keeps_shape(jump: Jump, known: Known) -> bool:
+    """Whether y is shaped like x: a threshold with more axes or rows than x would repeat it."""
+    before, after = known.tensor(jump.x).shape, known.tensor(jump.y).shape
+    if before is not None and after is not None:
+        return before == after
+    threshold = known.constant(jump.threshold) if isinstance(jump.threshold, str) else np.zeros(())
+    return threshold is not None and threshold.size == 1 and threshold.ndim < 2
+
+
 def _write_as_one_node(jump: Jump, known: Known, opset: int) -> None:
     """Turns the last node of a jump into ThresholdedRelu where that is exact.
 
@@ -207,11 +221,18 @@ def _before_softmax(
     """Returns the logits, and what the model makes of them at its end."""
     made = {name: node for node in graph.node for name in node.output}
     node = made.get(output)
+    shapes = [known.tensor(output).shape]
     while node is not None and node.domain in ONNX_DOMAINS and node.op_type in _SHAPE_ONLY:
+        if node.op_type != "Identity":
+            shapes.append(known.tensor(node.input[0]).shape)
         node = made.get(node.input[0])
     if node is None or node.domain not in ONNX_DOMAINS or node.op_type not in _ENDINGS:
         return output, "logits"
     if not _over_all_classes(node, known.tensor(node.input[0]).shape, opset):
+        return output, "logits"
+    # A reshape in between may have put several distributions into one row.
+    batches = {shape[0] if shape else None for shape in shapes}
+    if len(shapes) > 1 and (len(batches) > 1 or None in batches):
         return output, "logits"
     return node.input[0], _ENDINGS[node.op_type]
 

@@ -45,10 +45,10 @@ def reduce_prod(call: Call) -> str:
     """
     emit = call.emit
     one = emit.scalar(1, call.element)
-    zero = emit.op("Sub", one, emit.op("Abs", _sign(call, call.x)))
+    zero = emit.op("Sub", one, emit.op("Abs", call.emit.sign(call.x, call.element)))
     filled = emit.op("Add", call.x, zero)
     others = emit.op("Sub", _again(call, "ReduceSum", zero), zero)
-    alone = emit.op("Sub", one, _sign(call, others))
+    alone = emit.op("Sub", one, call.emit.sign(others, call.element))
     product = emit.op("Mul", _again(call, "ReduceProd", filled), _kept(call, call.g))
     return emit.op("Mul", emit.op("Div", product, filled), alone)
 
@@ -56,7 +56,7 @@ def reduce_prod(call: Call) -> str:
 @vjp("ReduceL1", 1, 11, 13, 18)
 def reduce_l1(call: Call) -> str:
     """y = sum |x|."""
-    return call.emit.op("Mul", _kept(call, call.g), _sign(call, call.x))
+    return call.emit.op("Mul", _kept(call, call.g), call.emit.sign(call.x, call.element))
 
 
 @vjp("ReduceL2", 1, 11, 13, 18)
@@ -93,7 +93,7 @@ def averaged(call: Call, g: str) -> str:
     if known is not None:
         ratio = emit.scalar(known, call.element)
     else:
-        sizes = (emit.op("Size", name) for name in (call.y, call.x))
+        sizes = (emit.size(name) for name in (call.y, call.x))
         ratio = emit.op("Div", *(emit.op("Cast", size, to=call.element) for size in sizes))
     return _like_x(call, emit.op("Mul", g, ratio))
 
@@ -108,12 +108,7 @@ def shared_among_equals(call: Call, g: str, y: str, summed: Callable[[str], str]
         summed: the same reduction as a sum, reduced axes kept.
     """
     emit = call.emit
-    if emit.opset >= 11:
-        equal = emit.op("Equal", call.x, y)
-    else:  # Equal knows no floats yet
-        differs = emit.op("Or", emit.op("Less", call.x, y), emit.op("Greater", call.x, y))
-        equal = emit.op("Not", differs)
-    mask = emit.op("Cast", equal, to=call.element)
+    mask = emit.op("Cast", emit.equal(call.x, y), to=call.element)
     return emit.op("Mul", mask, emit.op("Div", g, summed(mask)))
 
 
@@ -124,13 +119,13 @@ def norm_slope(call: Call, x: str, y: str, p: int) -> tuple[str, str]:
     """
     emit = call.emit
     if p == 1:
-        return "", _sign(call, x)
+        return "", call.emit.sign(x, call.element)
     one = emit.scalar(1, call.element)
-    safe = emit.op("Add", y, emit.op("Sub", one, _sign(call, y)))
+    safe = emit.op("Add", y, emit.op("Sub", one, call.emit.sign(y, call.element)))
     if p == 2:
         return emit.op("Div", one, safe), x
     power = emit.op("Pow", emit.op("Abs", x), emit.scalar(p - 1, call.element))
-    inner = emit.op("Mul", _sign(call, x), power)
+    inner = emit.op("Mul", call.emit.sign(x, call.element), power)
     return emit.op("Pow", safe, emit.scalar(1 - p, call.element)), inner
 
 
@@ -147,15 +142,6 @@ def _ratio(
         math.prod(size for size in shape if isinstance(size, int)) for shape in (above, below)
     ]
     return numbers[0] / numbers[1] if numbers[1] else None
-
-
-def _sign(call: Call, x: str) -> str:
-    """Returns -1, 0 or 1. onnxruntime has a CUDA kernel of Sign from opset 13 on."""
-    emit, zero = call.emit, call.emit.scalar(0, call.element)
-    if emit.opset >= 13:
-        return emit.op("Sign", x)
-    sides = (emit.op(name, x, zero) for name in ("Greater", "Less"))
-    return emit.op("Sub", *(emit.op("Cast", side, to=call.element) for side in sides))
 
 
 def _like_x(call: Call, value: str) -> str:

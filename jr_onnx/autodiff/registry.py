@@ -25,6 +25,10 @@ from jr_onnx.model import Tensor
 Rule = Callable[["Call"], str]
 
 
+class UnknownError(NotImplementedError):
+    """A rank or an element type is unknown, often after an operator that onnx does not know."""
+
+
 class Registered(NamedTuple):
     """A rule, and whether it takes cotangents of other outputs than the first."""
 
@@ -85,11 +89,11 @@ class Call:
         """The element type of the first output.
 
         Raises:
-            NotImplementedError: it is unknown.
+            UnknownError: it is unknown.
         """
         element = self.tensors[self.y].element
         if not element:
-            raise NotImplementedError(f"the element type of {self.y!r} is unknown")
+            raise UnknownError(f"the element type of {self.y!r} is unknown")
         return element
 
     def term(self, name: str) -> Term:
@@ -130,11 +134,11 @@ class Call:
         """Returns the shape of an input or output.
 
         Raises:
-            NotImplementedError: the rank is unknown.
+            UnknownError: the rank is unknown.
         """
         shape = self.tensors[name].shape
         if shape is None:
-            raise NotImplementedError(f"the rank of {name!r} is unknown")
+            raise UnknownError(f"the rank of {name!r} is unknown")
         return shape
 
     def static(self, sizes: Sequence[Any], what: str) -> list[int]:
@@ -144,7 +148,10 @@ class Call:
             NotImplementedError: one is not known before run time.
         """
         if not all(isinstance(size, int) for size in sizes):
-            raise NotImplementedError(f"{what} {tuple(sizes)} is not static")
+            raise NotImplementedError(
+                f"{what} {tuple(sizes)} is known only at run time: fix the input size "
+                "(onnxruntime.tools.make_dynamic_shape_fixed)"
+            )
         return [int(size) for size in sizes]
 
     def second_output(self) -> str:

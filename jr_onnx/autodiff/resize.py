@@ -19,7 +19,7 @@ from jr_onnx.autodiff.registry import Call, vjp
 Array = np.ndarray[Any, Any]
 
 
-@vjp("Upsample", 7, 9, 10)
+@vjp("Upsample", 9, 10)
 def upsample(call: Call) -> str:
     """Resize as it was: `asymmetric` coordinates, rounded down."""
     return resize(call)

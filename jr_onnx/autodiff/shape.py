@@ -21,7 +21,7 @@ def reshape(call: Call) -> str:
     return call.emit.reshape_like(call.g, call.x)
 
 
-@vjp("Flatten", 1, 9, 11, 13, 21, 23, 24, 25)
+@vjp("Flatten", 9, 11, 13, 21, 23, 24, 25)
 def flatten(call: Call) -> str:
     """Back to the shape of the input."""
     return call.emit.reshape_like(call.g, call.x)

@@ -9,7 +9,7 @@ t is worth t. An attack may take another one (BPDA, arXiv:1802.00420):
     soft:T      s + x s (1 - s) / T                  that of x s, s = sigmoid((x - t) / T)
 
 The soft slope carries the step itself, spread over a few T. T is in units of the activations, or a
-share of the jump: `soft:30%`.
+share of the jump: `soft:30%`. It is at least the machine epsilon of their type.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from onnx import TensorProto
+
 from jr_onnx.autodiff.emit import Term
 from jr_onnx.errors import ParameterError
 
 SURROGATES = ("exact", "relu", "identity", "soft:WIDTH", "soft:PERCENT%")
-# The least width, for a share of a jump that is 0: a step for all that float32 can tell.
-_NARROW = 1e-6
+# The least width, for a share of a jump that is 0, too: what the type can tell from 1 + it, so that
+# x / T stays finite.
+_NARROW: dict[int, float] = {
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.DOUBLE: 2.0**-52,
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ class Surrogate:
             return x > 0
         if self.name == "exact":
             return x > threshold
-        width = (self.width * threshold).op("Max", _NARROW) if self.relative else self.width
+        least = _NARROW.get(x.element, _NARROW[TensorProto.FLOAT])
+        absolute = max(self.width, least)
+        width = (self.width * threshold).op("Max", least) if self.relative else absolute
         s = ((x - threshold) / width).op("Sigmoid")
         return s + x * (s * (1 - s)) / width
 

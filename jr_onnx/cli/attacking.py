@@ -23,12 +23,14 @@ from jr_onnx.cli.options import (
     Seed,
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
+from jr_onnx.curves import RobustnessCurve, robustness_curve
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
 from jr_onnx.evaluate import evaluate as run_suite
 from jr_onnx.examples import AdversarialExamples
 from jr_onnx.model import Model, load, require_writable
 from jr_onnx.model.external import data_files
+from jr_onnx.report.curves import curve_table, curve_verdict
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 
@@ -132,6 +134,13 @@ def evaluate(
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "adaptive",
     norm: Norm = "linf",
     epsilon: Epsilon = "0.1",
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            help="Accuracy over these epsilons, 0.02,0.05,8/255, instead of at --epsilon.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -163,6 +172,27 @@ def evaluate(
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     if before is None and rewrite.jumps_of(loaded):
         before = rewrite.original_of(loaded)
+    checkpoint = Checkpoint(resume) if resume else None
+    if curve is not None:
+        with bars(len(examples), quiet=quiet) as progress:
+            found = robustness_curve(
+                loaded,
+                examples.x,
+                examples.y,
+                threat=threat,
+                epsilons=[parse_epsilon(each) for each in curve.split(",")],
+                suite=suite,
+                baseline=before,
+                preprocessing=examples.steps,
+                device=device,
+                seed=seed,
+                batch_size=batch_size,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+        _say_curve(found, data)
+        write_json(json, report.to_json(**found.to_json()), force=force)
+        return
     interrupted = None
     with bars(len(examples), quiet=quiet) as progress:
         try:
@@ -177,7 +207,7 @@ def evaluate(
                 device=device,
                 seed=seed,
                 batch_size=batch_size,
-                checkpoint=Checkpoint(resume) if resume else None,
+                checkpoint=checkpoint,
                 progress=progress,
             )
         except EvaluationInterrupted as stopped:
@@ -199,6 +229,15 @@ def _say(evaluation: Evaluation, data: Path | None) -> None:
     for finding in evaluation.findings:
         say(f"{finding.rule} {finding.level}: {finding.message}")
     say(report.verdict(evaluation))
+
+
+def _say_curve(curve: RobustnessCurve, data: Path) -> None:
+    provider = curve.models[-1].first.provider
+    say(f"attacked on {len(curve.evaluations[0].x):,} examples of {data} by {provider}")
+    say(curve_table(curve))
+    for finding in curve.findings:
+        say(f"{finding.rule} {finding.level}: {finding.message}")
+    say(curve_verdict(curve))
 
 
 def _replay(

@@ -159,6 +159,10 @@ def verify(
         say(report.end_to_end(whole))
     for path, jump in found.jumps.items():
         say(f"{path}: jump {jump!r}")
+    for path in found.without_jump:
+        say(f"{path}: left without a jump")
+    for entry in found.not_compared:
+        warn(f"weights not compared: {entry}")
     for difference in found.differences:
         say(f"DIFFERENT {difference.where}: {difference.what}")
     outcome = "equivalent" if found.equivalent else "NOT equivalent"

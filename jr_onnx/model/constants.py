@@ -25,6 +25,7 @@ class Constants:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._values: dict[tuple[Address, str], Array | None] = {}
 
     @cached_property
     def _known(self) -> dict[Address, dict[str, TensorProto | onnx.NodeProto]]:
@@ -34,10 +35,18 @@ class Constants:
 
     def value(self, scope: Scope, name: str) -> Array | None:
         """Returns the value of `name` as seen from `scope`; None if it may vary or is large."""
+        key = scope.address, name
+        if key not in self._values:
+            self._values[key] = self._read(scope, name)
+        return self._values[key]
+
+    def _read(self, scope: Scope, name: str) -> Array | None:
         source, casts = self._source(scope, name)
         value = _of_constant(source) if isinstance(source, onnx.NodeProto) else _decoded(source)
         for element in reversed(casts):
             value = _cast(value, element)
+        if value is not None:
+            value.flags.writeable = False  # one array for all who ask
         return value
 
     def unread(self, scope: Scope, name: str) -> str | None:

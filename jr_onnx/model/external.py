@@ -11,14 +11,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 from jr_onnx.errors import ExternalDataError, OutputError
-from jr_onnx.model.graphs import scopes
+from jr_onnx.model.graphs import Scope, scopes
 from jr_onnx.model.model import Model
 from jr_onnx.model.output import holds, write_atomically
+
+_CHUNK = 1 << 20
+# A tensor, or the values and the indices of a sparse one.
+_Parts = tuple[TensorProto, ...]
 
 
 def locations(model: Model) -> tuple[str, ...]:
@@ -74,17 +79,12 @@ def copy_data(model: Model, folder: Path, *, force: bool = False) -> None:
     names = [name for name in locations(model) if name not in model.attachments]
     if not names:
         return
-    if model.folder is None:
-        raise ExternalDataError(
-            f"{model.name}: has external data ({names[0]}), but is not from a file, so its folder "
-            "is unknown. Load it with jr_onnx.load"
-        )
     missing = []
     for name in names:
-        source, goal = _inside(model, name), folder / name
+        source, goal = data_file(model, name), folder / name
         if not goal.exists():
             missing.append((source, goal))
-        elif not goal.samefile(source) and not _same(source, goal):
+        elif first_difference(source, goal) is not None:
             raise OutputError(
                 f"{goal}: is there already with other data, maybe another model's. Write the model "
                 "to another folder, or remove that file first"
@@ -101,40 +101,61 @@ def without_data(model: Model) -> onnx.ModelProto | None:
     """
     if not model.may_have_external_data:
         return None
-    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.proto)):
-        return None
     proto = model.parse()
+    if not _is_external(tuple(_tensors(proto))):
+        return None
     inputs = {value.name for value in proto.graph.input}
     for scope in scopes(proto):
-        for node in scope.graph.node:
-            for attribute in node.attribute:
-                if attribute.t.data_location == TensorProto.EXTERNAL:
-                    attribute.t.CopyFrom(TensorProto(data_type=attribute.t.data_type, dims=[0]))
-        if isinstance(scope.graph, onnx.FunctionProto):
-            continue
-        tensors = list(scope.graph.initializer)
-        del scope.graph.initializer[:]
-        for tensor in tensors:
-            if tensor.data_location != TensorProto.EXTERNAL:
-                scope.graph.initializer.append(tensor)
-            elif tensor.name not in inputs:
-                inputs.add(tensor.name)
-                value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-                proto.graph.input.append(value)
+        for parts in _of_attributes(scope):
+            if _is_external(parts):
+                for tensor in parts:
+                    tensor.CopyFrom(TensorProto(data_type=tensor.data_type, dims=[0]))
+        if isinstance(scope.graph, onnx.GraphProto):
+            for listed in (scope.graph.initializer, scope.graph.sparse_initializer):
+                _make_inputs(listed, proto.graph, inputs)
     return proto
+
+
+def _make_inputs(listed: Any, graph: onnx.GraphProto, inputs: set[str]) -> None:
+    """Turns those of the initializers that have external data into inputs of the main graph."""
+    initializers = list(listed)
+    del listed[:]
+    for each in initializers:
+        tensor = each.values if isinstance(each, onnx.SparseTensorProto) else each
+        if not _is_external(_parts(each)):
+            listed.append(each)
+        elif tensor.name not in inputs:
+            inputs.add(tensor.name)
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, each.dims)
+            graph.input.append(value)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     for scope in scopes(proto):
         if isinstance(scope.graph, onnx.GraphProto):
-            yield from scope.graph.initializer
-            for sparse in scope.graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-        for node in scope.graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
+            for each in (*scope.graph.initializer, *scope.graph.sparse_initializer):
+                yield from _parts(each)
+        for parts in _of_attributes(scope):
+            yield from parts
+
+
+def _of_attributes(scope: Scope) -> Iterator[_Parts]:
+    for node in scope.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield _parts(attribute.t)
+            if attribute.HasField("sparse_tensor"):
+                yield _parts(attribute.sparse_tensor)
+            yield from map(_parts, (*attribute.tensors, *attribute.sparse_tensors))
+
+
+def _is_external(parts: _Parts) -> bool:
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in parts)
+
+
+def _parts(tensor: TensorProto | onnx.SparseTensorProto) -> _Parts:
+    sparse = isinstance(tensor, onnx.SparseTensorProto)
+    return (tensor.values, tensor.indices) if sparse else (tensor,)
 
 
 def _named(tensor: TensorProto) -> str:
@@ -153,8 +174,17 @@ def _location(tensor: TensorProto, model: Model) -> str:
     return name
 
 
-def _inside(model: Model, name: str) -> Path:
-    assert model.folder is not None
+def data_file(model: Model, name: str) -> Path:
+    """Returns the file of one of the model's `locations`.
+
+    Raises:
+        ExternalDataError: it is missing, outside the model's folder, or that folder is unknown.
+    """
+    if model.folder is None:
+        raise ExternalDataError(
+            f"{model.name}: has external data ({name}), but is not from a file, so its folder "
+            "is unknown. Load it with jr_onnx.load"
+        )
     folder = model.folder.resolve()
     path = (folder / name).resolve()
     if not path.is_file():
@@ -170,14 +200,20 @@ def _inside(model: Model, name: str) -> Path:
     return path
 
 
-def _same(one: Path, other: Path, chunk: int = 1 << 20) -> bool:
-    if one.stat().st_size != other.stat().st_size:
-        return False
+def first_difference(one: Path, other: Path) -> int | None:
+    """Returns the first byte where two files differ; None if they are equal, or one file."""
+    if one.samefile(other):
+        return None
+    at = 0
     with one.open("rb") as left, other.open("rb") as right:
-        while part := left.read(chunk):
-            if part != right.read(chunk):
-                return False
-    return True
+        while True:
+            mine, yours = left.read(_CHUNK), right.read(_CHUNK)
+            if mine != yours:
+                pairs = enumerate(zip(mine, yours, strict=False))
+                return at + next((n for n, (a, b) in pairs if a != b), min(len(mine), len(yours)))
+            if not mine:
+                return None
+            at += len(mine)
 
 
 def _copy(source: Path, goal: Path) -> None:

@@ -9,7 +9,7 @@ import onnx
 
 from jr_onnx.errors import InvalidModelError, OutputError
 from jr_onnx.model.external import copy_data, data_files, without_data
-from jr_onnx.model.model import Model
+from jr_onnx.model.model import Model, require_model
 from jr_onnx.model.output import holds, require_writable, write_atomically
 
 
@@ -51,6 +51,7 @@ def save(model: Model, path: str | os.PathLike[str], *, force: bool = False) -> 
             weights.
         ExternalDataError: the model's external data is missing or lies outside its folder.
     """
+    require_model(model)
     path = Path(path)
     require_writable(path, force=True)
     real = path.resolve()
@@ -75,6 +76,7 @@ def check(model: Model) -> None:
     Raises:
         InvalidModelError: with the checker's own words.
     """
+    require_model(model)
     proto = without_data(model)
     try:
         onnx.checker.check_model(model.content if proto is None else proto)

@@ -118,6 +118,24 @@ class Model:
         return str(self.path) if self.path else self.proto.graph.name or "model"
 
 
+def require_model(model: object) -> None:
+    """Raises `ParameterError` for a path, a `ModelProto` or the like."""
+    if not isinstance(model, Model):
+        raise ParameterError(
+            f"expected a Model, got {type(model).__name__}: jr_onnx.load reads one from a path, "
+            "jr_onnx.Model.of makes one of a ModelProto"
+        )
+
+
+def text(field: str | bytes) -> str:
+    """Returns a string, which protobuf gives as bytes where it is not UTF-8.
+
+    Raises:
+        UnicodeDecodeError: it is not; `readable` says so in an error of ours.
+    """
+    return field if isinstance(field, str) else field.decode()
+
+
 @contextmanager
 def readable(model: Model) -> Iterator[None]:
     """Says by a named error that a model is no `Model`, or that text in it is not UTF-8.
@@ -126,11 +144,7 @@ def readable(model: Model) -> Iterator[None]:
         ParameterError: it is something else: a path, a `ModelProto`.
         InvalidModelError: protobuf cannot read a name or a doc string.
     """
-    if not isinstance(model, Model):
-        raise ParameterError(
-            f"expected a Model, got {type(model).__name__}: jr_onnx.load reads one from a path, "
-            "jr_onnx.Model.of makes one of a ModelProto"
-        )
+    require_model(model)
     try:
         yield
     except UnicodeDecodeError as error:

@@ -54,7 +54,7 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[F
     """Yields the fields of the message in `content[start:end]`.
 
     Raises:
-        ValueError: it is no message.
+        LayoutError: it is no message.
     """
     return map(Field._make, _scan(content, start, len(content) if end is None else end))
 
@@ -82,9 +82,9 @@ def _scan(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int,
         elif kind == _GROUP_START:
             value, at = at, _end_of_group(content, at, number)
         else:
-            raise ValueError(f"wire type {kind} at byte {begin}")
+            raise LayoutError(f"wire type {kind} at byte {begin}")
         if at > end:
-            raise ValueError(f"field {number} at byte {begin} is cut off")
+            raise LayoutError(f"field {number} at byte {begin} is cut off")
         yield number, begin, value, at
 
 
@@ -235,6 +235,6 @@ def _end_of_group(content: bytes, at: int, number: int) -> int:
         tag, behind = _varint(content, at)
         if tag & 7 == _GROUP_END:
             if tag >> 3 != number:
-                raise ValueError(f"group {number} ends as {tag >> 3}")
+                raise LayoutError(f"group {number} ends as {tag >> 3}")
             return behind
         at = next(fields(content, at)).end

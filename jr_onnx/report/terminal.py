@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,10 @@ def activations_json(found: Activations | None) -> dict[str, Any] | None:
 
 
 def retrofit_summary(result: Retrofit) -> str:
-    """Returns one line: how many sites, which jumps and forms; the jump as the type holds it."""
+    """Returns how many sites, which jumps and forms, the jump as the type holds it; what is left.
+
+    One line, and another one for each of the first reasons to leave an activation as it is.
+    """
     total = len(result.sites) + len(result.skipped)
     asked = dict.fromkeys(_jump(done.jump) for done in result.sites)
     jumps = f"jump {next(iter(asked))}" if len(asked) == 1 else f"{len(asked)} different jumps"
@@ -79,7 +82,22 @@ def retrofit_summary(result: Retrofit) -> str:
         if _differ(done.jump, done.effective_jump)
     }
     notes = "".join(f"; {note}" for note in sorted(rounded)[:3])
-    return f"{len(result.sites)} of {total} activations replaced, {jumps} ({forms}){notes}"
+    head = f"{len(result.sites)} of {total} activations replaced, {jumps} ({forms}){notes}"
+    return "\n".join([head, *_left(result.skipped)])
+
+
+_MOST_REASONS = 4
+
+
+def _left(skipped: Sequence[Skipped]) -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for entry in skipped:
+        by_reason.setdefault(entry.reason, []).append(entry.path)
+    for reason, paths in list(by_reason.items())[:_MOST_REASONS]:
+        more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        yield f"  left as it is: {', '.join(paths[:3])}{more}: {reason}"
+    if len(by_reason) > _MOST_REASONS:
+        yield f"  and {len(by_reason) - _MOST_REASONS} other reasons, see `jr-onnx inspect`"
 
 
 def end_to_end(found: EndToEnd) -> str:

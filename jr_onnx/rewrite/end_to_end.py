@@ -84,9 +84,10 @@ def compare_on_data(
     for part, real in batches(port, batch_size, x):
         one, two = (session.run({port.name: part[0]}, [first, *seen]) for session in sessions)
         agreed += int((_argmax(one[0]) == _argmax(two[0]))[:real].sum())
-        units += sum(value.size for value in one[1:])
-        pairs = zip(one[1:], two[1:], strict=True)
-        flips += sum(int(((a > 0) != (b > 0)).sum()) for a, b in pairs)
+        for mine, yours in zip(one[1:], two[1:], strict=True):
+            flipped = _of_real((mine > 0) != (yours > 0), real, len(part[0]))
+            units += flipped.size
+            flips += int(flipped.sum())
     return EndToEnd(len(x), form, units, flips, agreed / len(x))
 
 
@@ -96,6 +97,13 @@ def _another_form(model: Model, sites: Sequence[Site], taken: set[str]) -> str:
         if possible and form not in taken:
             return form
     raise ModelError(f"{model.name}: there is no second form to compare with at this opset")
+
+
+def _of_real(units: Array, real: int, batch: int) -> Array:
+    """Returns the units of the examples that are real, where the first axis tells them apart."""
+    if real == batch or not units.ndim or len(units) % batch:
+        return units
+    return units[: len(units) // batch * real]
 
 
 def _argmax(output: Array) -> Array:

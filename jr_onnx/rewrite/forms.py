@@ -50,10 +50,11 @@ def as_jump(value: object, what: str = "jump") -> Jump:
     """
     value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
     several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    given = tuple(value) if several else (value,)  # type: ignore[arg-type]
+    listed: Sequence[Any] = value if several else [value]  # type: ignore[assignment]
+    given = [each.item() if isinstance(each, np.generic) else each for each in listed]
     if not given or not all(map(_is_number, given)):
         raise ParameterError(
-            f"{what} must be a number, or a sequence of one number for each channel, got "
+            f"{what} must be a number or a list of numbers (one a channel), got "
             f"{reprlib.repr(value)}"
         )
     # Compared before it is converted: an integer may be larger than any float.

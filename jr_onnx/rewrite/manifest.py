@@ -24,10 +24,13 @@ import onnx
 from jr_onnx.errors import NotRetrofittedError
 from jr_onnx.model import Address, Model, wire
 from jr_onnx.model.graphs import decode_nodes, opset_of
+from jr_onnx.model.model import require_model
 from jr_onnx.rewrite.forms import FUNCTION_DOMAIN, FUNCTION_NAME, Jump, jump_function
 from jr_onnx.rewrite.spill import Spilled
 
 KEY = "jr_onnx/v1/manifest"
+_FORMAT = "jr-onnx/manifest/1"
+_MOST_NODES = 100  # that a form has
 
 
 class Entry(NamedTuple):
@@ -79,6 +82,7 @@ def read(model: Model) -> Manifest | None:
     Raises:
         NotRetrofittedError: there is one, but it cannot be read, or there are several.
     """
+    require_model(model)
     found = []
     for part in wire.fields(model.content):
         if part.number == wire.MODEL_METADATA:
@@ -107,7 +111,7 @@ def add(
             ],
         )
     record: dict[str, Any] = {
-        "format": "jr-onnx/manifest/1",
+        "format": _FORMAT,
         "original_sha256": original.sha256,
         "hardened_sha256": hashlib.sha256(content).hexdigest(),
         "parts": _parts(content),
@@ -142,10 +146,10 @@ def without_function(content: bytes) -> bytes:
 def is_edited(manifest: Manifest, content: bytes) -> bool:
     """Whether a hardened model, apart from its manifest, is not as it was written."""
     hashed, view, copied = hashlib.sha256(), memoryview(content), 0
-    for field in wire.fields(content):
-        if _is_unwanted(content, field, _is_manifest):
-            hashed.update(view[copied : field.start])
-            copied = field.end
+    for part in wire.fields(content):
+        if _is_unwanted(content, part, _is_manifest):
+            hashed.update(view[copied : part.start])
+            copied = part.end
     hashed.update(view[copied:])
     return hashed.hexdigest() != manifest.hardened_sha256
 
@@ -162,13 +166,13 @@ def removals(content: bytes, manifest: Manifest) -> wire.Edits:
     function = any(entry.form == "function" for entry in manifest.entries)
     edits: wire.Edits = {}
     seen: Counter[int] = Counter()
-    for field in wire.fields(content):
-        unwanted = _is_unwanted(content, field, _is_manifest) or (
-            function and _is_unwanted(content, field, _is_function)
+    for part in wire.fields(content):
+        unwanted = _is_unwanted(content, part, _is_manifest) or (
+            function and _is_unwanted(content, part, _is_function)
         )
         if unwanted:
-            edits.setdefault(field.number, {})[seen[field.number]] = b""
-        seen[field.number] += 1
+            edits.setdefault(part.number, {})[seen[part.number]] = b""
+        seen[part.number] += 1
     return edits
 
 
@@ -229,6 +233,8 @@ def _scope_to_json(scope: Address, entries: Sequence[Entry]) -> dict[str, Any]:
 def _decode(text: str) -> Manifest:
     try:
         record = json.loads(text)
+        if record["format"] != _FORMAT:
+            raise ValueError(f"expected the format {_FORMAT!r}, got {record['format']!r}")
         return Manifest(
             original_sha256=str(record["original_sha256"]),
             hardened_sha256=str(record["hardened_sha256"]),
@@ -244,7 +250,7 @@ def _decode(text: str) -> Manifest:
 
 
 def _entries(record: dict[str, Any]) -> Iterator[Entry]:
-    scope = tuple(step if isinstance(step, str) else int(step) for step in record["scope"])
+    scope = tuple(record["scope"])
     if not _is_address(scope):
         raise ValueError(f"no scope has the address {scope}")
     content = base64.b64decode(record["nodes"], validate=True)
@@ -253,7 +259,7 @@ def _entries(record: dict[str, Any]) -> Iterator[Entry]:
         raise ValueError(f"not all of {len(fields)} original nodes are nodes")
     for site, original in zip(record["sites"], fields, strict=True):
         path, form, jump, effective, at, span = site
-        if at < 0 or span < 1:
+        if type(at) is not int or type(span) is not int or at < 0 or not 1 <= span <= _MOST_NODES:
             raise ValueError(f"no place for {path}")
         yield Entry(
             str(path),
@@ -261,8 +267,8 @@ def _entries(record: dict[str, Any]) -> Iterator[Entry]:
             _jump(jump),
             _jump(effective),
             scope,
-            int(at),
-            int(span),
+            at,
+            span,
             original,
         )
 

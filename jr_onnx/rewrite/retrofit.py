@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Any
 
 import onnx
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from jr_onnx.errors import (
     AlreadyRetrofittedError,
@@ -27,6 +26,7 @@ from jr_onnx.errors import (
 )
 from jr_onnx.model import Model, Names, NodeBuilder, check, wire
 from jr_onnx.model import model as limits
+from jr_onnx.model.differences import has_unknown_fields
 from jr_onnx.model.graphs import node_field
 from jr_onnx.model.model import readable
 from jr_onnx.rewrite import manifest as manifests
@@ -290,14 +290,14 @@ def _hardened(original: Model, plans: Sequence[JumpSite]) -> Model:
             here[plan.site.index] = partial(writer.replace, plan)
     try:
         content = wire.splice(original.content, edits)
+        listed = [entries[plan.site.path] for plan in plans]
+        hardened = manifests.add(content, original, listed)
     except wire.LayoutError as error:
         raise ModelError(
             f"{original.name}: the file is written in a way that protobuf itself does not write "
             f"({error}), so it cannot be edited in place. Load it with onnx.load, save it with "
             "onnx.save, and retrofit that"
         ) from error
-    listed = [entries[plan.site.path] for plan in plans]
-    hardened = manifests.add(content, original, listed)
     excess = len(hardened) - limits.LARGEST + 1
     if excess <= 0:
         return original.derived(hardened)
@@ -391,7 +391,7 @@ def _says_more(node: onnx.NodeProto) -> bool:
         node.HasField("doc_string")
         or len(node.metadata_props) > 0
         or len(node.device_configurations) > 0
-        or len(UnknownFieldSet(node)) > 0
+        or has_unknown_fields(node)
     )
 
 

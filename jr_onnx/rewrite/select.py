@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from jr_onnx.errors import ParameterError
+from jr_onnx.rewrite.forms import as_jump
 from jr_onnx.rewrite.sites import Site, Skipped
 
 
@@ -41,8 +41,9 @@ class Selection:
             if count is not None and (type(count) is not int or count < 1):
                 raise ParameterError(f"{name} must be a whole number, at least 1, got {count!r}")
         for name, patterns in (("include", self.include), ("exclude", self.exclude)):
-            # A string is a sequence of strings, too: of its letters.
-            if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
+            # A string is a collection of strings, too: of its letters.
+            several = isinstance(patterns, Collection) and not isinstance(patterns, str)
+            if not several or not all(isinstance(each, str) for each in patterns):
                 raise ParameterError(f"{name} must be a list of globs, got {patterns!r}")
 
     def split(self, sites: Sequence[Site]) -> tuple[tuple[Site, ...], tuple[Skipped, ...]]:
@@ -131,14 +132,8 @@ def _jump(value: Any, what: str) -> float | list[float]:
             f"{what} is a table. In TOML a dot makes one: quote a path that has dots, "
             "'layer1.relu' = 0.5"
         )
-    numbers = value if isinstance(value, list) and value else [value]
-    if not all(type(number) in (int, float) for number in numbers):
-        raise ParameterError(f"{what} must be a number or a list of numbers, got {value!r:.80}")
-    # Compared before it is converted: JSON's integers may be longer than any float.
-    if not all(0 <= number <= sys.float_info.max for number in numbers):
-        raise ParameterError(f"{what} must be finite and >= 0, got {value!r:.80}")
-    jumps = [float(number) + 0.0 for number in numbers]  # -0.0 is 0.0
-    return jumps if isinstance(value, list) else jumps[0]
+    jump = as_jump(value, what)
+    return list(jump) if isinstance(jump, tuple) else jump
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -21,11 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, defs
 
 from jr_onnx.model import (
     Address,
@@ -38,7 +39,7 @@ from jr_onnx.model import (
     dtype_name,
 )
 from jr_onnx.model.graphs import ONNX_DOMAINS
-from jr_onnx.model.model import readable
+from jr_onnx.model.model import readable, text
 from jr_onnx.rewrite.hidden import HIDING, hidden_relu
 from jr_onnx.rewrite.surroundings import Surroundings, Value
 
@@ -156,8 +157,8 @@ class _Node:
         value = constants.value(self.scope, name)
         if value is None:
             unread = constants.unread(self.scope, name)
-            known = "which is more than is read" if unread else "is not a constant of the model"
-            raise _RefusalError(f"its {what} {name!r} {f'{unread}, ' if unread else ''}{known}")
+            known = f"{unread}: only small ones in the model file are read" if unread else ""
+            raise _RefusalError(f"its {what} {name!r} {known or 'is not a constant of the model'}")
         return value
 
     def bound(self, index: int, what: str) -> float | None:
@@ -234,6 +235,8 @@ def _classify(seen: _Node, index: int) -> Site | Skipped | None:
 
 
 def _check_surroundings(seen: _Node, found: _Found) -> None:
+    if seen.op_type == "Relu" and not seen.around.has_bounds:
+        return  # it takes a bound to make anything else of it
     x, y = Value(seen.scope, found.x), Value(seen.scope, seen.node.output[0])
     if seen.op_type in ("Clip", "Max") and seen.around.is_a_variance(x):
         raise _RefusalError(
@@ -241,16 +244,17 @@ def _check_surroundings(seen: _Node, found: _Found) -> None:
         )
     if seen.around.is_a_gate(x, y, found.cap):
         raise _RefusalError(
-            "it is a part of a decomposed hard-swish or hard-sigmoid, Clip(x + 3, 0, 6) / 6 or the "
-            "like, not an activation of its own"
+            "it is a part of a decomposed hard-swish or hard-sigmoid, Clip(x + 3, 0, 6) / 6 or "
+            "alike, not an activation of its own"
         )
 
 
 def _site(seen: _Node, index: int, found: _Found) -> Site:
     scope, node = seen.scope, seen.node
-    tensor = type_at(seen.types, scope, found.x, (node.output[0], *node.input))
+    x, y = text(found.x), text(node.output[0])
+    tensor = type_at(seen.types, scope, x, y, node.input)
     known, opset = tensor.element, scope.opset
-    if known in INTEGERS and seen.around.is_an_index(Value(scope, node.output[0])):
+    if known in INTEGERS and seen.around.is_an_index(Value(scope, y)):
         raise _RefusalError("it keeps integers in range that are used as indices or shapes")
     if known and known not in _TYPES:
         raise _RefusalError(f"there is no jump for {dtype_name(known)} tensors")
@@ -261,15 +265,21 @@ def _site(seen: _Node, index: int, found: _Found) -> Site:
         )
     if not known and opset < 15:
         raise _RefusalError(
-            f"the element type of {found.x!r} is not declared nor inferable; CastLike, which "
+            f"the element type of {x!r} is not declared nor inferable; CastLike, which "
             f"adapts to it, needs opset 15 (this is {opset})"
+        )
+    changed = changed_operator(known, opset, seen.around.opset)
+    if changed is not None:
+        raise _RefusalError(
+            f"its function imports opset {opset}, the model {seen.around.opset}, and onnx.checker "
+            f"refuses a {changed} there, as it differs between the two"
         )
     return Site(
         path=_path(scope, node),
         op_type=seen.op_type,
         node=node.name,
-        x=found.x,
-        y=node.output[0],
+        x=x,
+        y=y,
         cap=found.cap,
         jump=found.jump,
         tensor=tensor,
@@ -279,13 +289,33 @@ def _site(seen: _Node, index: int, found: _Found) -> Site:
     )
 
 
-def type_at(types: ValueTypes, scope: Scope, x: str, alike: Sequence[str]) -> Tensor:
-    """Returns what is known of x; its element type may be told by values that have the same."""
+def changed_operator(element: int, opset: int, of_model: int) -> str | None:
+    """Returns an operator of the forms that a function's opset has in another version, or None."""
+    if opset == of_model:
+        return None
+    needed = ("Constant", "Sub", "Greater", "Where", *(() if element else ("CastLike",)))
+    return next((name for name in needed if _differs(name, opset, of_model)), None)
+
+
+@lru_cache(maxsize=256)
+def _differs(op_type: str, one: int, other: int) -> bool:
+    latest = defs.onnx_opset_version()
+    try:
+        since = {defs.get_schema(op_type, min(each, latest)).since_version for each in (one, other)}
+    except defs.SchemaError:
+        return False  # there is no such operator yet: the forms know their opsets
+    return len(since) > 1
+
+
+def type_at(types: ValueTypes, scope: Scope, x: str, y: str, others: Sequence[str]) -> Tensor:
+    """Returns what is known of x, if need be by y and the other inputs, which have its type."""
     tensor = types.of(scope, x)
     if tensor.element:
         return tensor
-    elements = (types.of(scope, name).element for name in alike if name)
-    return Tensor(next(filter(None, elements), 0), tensor.shape)
+    like = types.of(scope, y)
+    elements = (types.of(scope, name).element for name in others if name)
+    element = like.element or next(filter(None, elements), 0)
+    return Tensor(element, like.shape if tensor.shape is None else tensor.shape)
 
 
 def _relu(seen: _Node) -> _Found:

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 
 from jr_onnx.model import Address, Constants, Model, Scope, attribute_of
-from jr_onnx.model.graphs import ONNX_DOMAINS
+from jr_onnx.model.graphs import ONNX_DOMAINS, opset_of
 
 Array = np.ndarray[Any, Any]
 # fmt: off
@@ -63,6 +63,7 @@ class Surroundings:
 
     def __init__(self, model: Model, constants: Constants) -> None:
         self.constants = constants
+        self.opset = opset_of(model.proto.opset_import)
         self._model = model
         self._scopes = {scope.address: scope for scope in model.scopes}
         self._made: dict[Address, dict[str, onnx.NodeProto]] = {}
@@ -80,22 +81,25 @@ class Surroundings:
     def users(self, value: Value) -> list[Place]:
         """Returns the nodes that use a value, in its scope and in those inside."""
         home = self._model.definitions.home(value.scope.address, value.name)
-        return self._users.get((home, value.name), [])
+        return self._users[home].get(value.name, [])
 
     @cached_property
-    def _users(self) -> dict[tuple[Address, str], list[Place]]:
-        found: dict[tuple[Address, str], list[Place]] = {}
-        home = self._model.definitions.home
+    def _users(self) -> dict[Address, dict[str, list[Place]]]:
+        found: dict[Address, dict[str, list[Place]]] = {}
         for scope in self._model.scopes:
             address = scope.address
+            here = found[address] = {}
+            inside = address[:-3] in found
             for node in scope.graph.node:
                 place = Place(scope, node)
                 for name in node.input:
-                    found.setdefault((home(address, name), name), []).append(place)
+                    if inside:
+                        here = found[self._model.definitions.home(address, name)]
+                    here.setdefault(name, []).append(place)
         return found
 
     @cached_property
-    def _has_bounds(self) -> bool:
+    def has_bounds(self) -> bool:
         """Whether any node sets an upper bound: mostly none does, and there is no gate."""
         return any(
             node.op_type in ("Clip", "Min")
@@ -128,7 +132,7 @@ class Surroundings:
             y: what it gives.
             cap: its upper bound.
         """
-        if cap is None and not self._has_bounds:
+        if cap is None and not self.has_bounds:
             return False
         bias, cap = self._origin(x, math.inf if cap is None else cap)
         half = bias is not None and bias.size == 1 and bool(bias == 0.5)

@@ -1,62 +1,58 @@
 """Is the hardened model the original with a jump at every site, and nothing else changed?
 
 Structure: both models are walked side by side. Every field and node must be equal, except that
-where the original has a site, the hardened model may have the very nodes of a form, with the jump
-that the manifest gives it, from the site's input to its output. Constants may serve several sites.
+where the manifest lists a site of the original, the hardened model has the very nodes of a form,
+with that jump, from the site's input to its output. Constants may serve several sites. Weights in
+files of their own are compared byte by byte, unless both models have the same files.
 
 Numbers: each of those groups of nodes is run alone, in onnxruntime, on special values, on the
 neighbours of the jump and on random bit patterns, and compared bitwise with numpy.
+
+Undo: `restore` gives back the original's bytes, so the manifest and its hashes are true.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto
 
-from jr_onnx.errors import AlreadyRetrofittedError, SessionError
-from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder
-from jr_onnx.model.graphs import decode_node
+from jr_onnx.errors import (
+    AlreadyRetrofittedError,
+    ExternalDataError,
+    NotRetrofittedError,
+    ParameterError,
+)
+from jr_onnx.model import Address, Model, Names, NodeBuilder
+from jr_onnx.model.differences import (
+    UNKNOWN,
+    Difference,
+    compare_fields,
+    compare_messages,
+    compare_repeated,
+    unknown_fields,
+)
+from jr_onnx.model.external import data_file, first_difference, locations
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import (
     FORMS,
     FUNCTION_DOMAIN,
+    FUNCTION_NAME,
     NAME_PREFIX,
     Jump,
     SharedConstants,
     Spot,
-    jump_relu,
+    check_jump,
 )
-from jr_onnx.rewrite.manifest import Entry
+from jr_onnx.rewrite.manifest import Entry, Manifest
+from jr_onnx.rewrite.numbers import compare_numbers
+from jr_onnx.rewrite.restore import restore
+from jr_onnx.rewrite.retrofit import form_nodes
 from jr_onnx.rewrite.sites import Site, find_sites
-from jr_onnx.rewrite.spill import Spilled, data_of, data_spans, spill_again
-from jr_onnx.session import Session, installed
-
-Array = np.ndarray[Any, Any]
-_RANDOM_PATTERNS = 200_000
-_NEIGHBOURS = 50
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as it must be.
-
-    Attributes:
-        where: a site's path, a node or a field.
-        what: what was expected and what is there.
-    """
-
-    where: str
-    what: str
-
-    def to_json(self) -> dict[str, str]:
-        """Returns the entry of `differences`."""
-        return {"where": self.where, "what": self.what}
+from jr_onnx.rewrite.spill import Spilled, data_of, data_spans, outside
 
 
 @dataclass(frozen=True)
@@ -67,15 +63,22 @@ class Verification:
         jumps: effective jump by site path, for the sites found to be retrofitted.
         differences: everything that is not as it must be; empty if equivalent.
         values_compared: how many values the numeric comparison covered.
+        without_jump: paths of the sites that the retrofit left alone, as its manifest says.
+        not_compared: files with weights that could not be compared, each with its reason.
     """
 
     jumps: dict[str, Jump]
     differences: tuple[Difference, ...]
     values_compared: int
+    without_jump: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
     @property
     def equivalent(self) -> bool:
-        """Whether the hardened model is the original with the jump, and nothing else."""
+        """Whether the hardened model is the original with the jumps, and nothing else.
+
+        As far as it was compared: see `not_compared`.
+        """
         return not self.differences
 
     def to_json(self) -> dict[str, Any]:
@@ -83,8 +86,10 @@ class Verification:
         return {
             "equivalent": self.equivalent,
             "jumps": self.jumps,
+            "without_jump": list(self.without_jump),
             "differences": [difference.to_json() for difference in self.differences],
             "values_compared": self.values_compared,
+            "not_compared": list(self.not_compared),
         }
 
 
@@ -100,72 +105,98 @@ def verify(original: Model, hardened: Model) -> Verification:
 
     Raises:
         AlreadyRetrofittedError: the original is a hardened model itself.
-        SessionError: onnxruntime is not installed or cannot run a form.
+        ExternalDataError: weights that `retrofit` moved to a file are missing.
+        SessionError: onnxruntime is not installed.
     """
     if manifests.read(original) is not None:
         raise AlreadyRetrofittedError(
             f"{original.name}: is hardened itself; expected the model from before the retrofit "
             "(`jr-onnx restore` gives it back)"
         )
-    manifest = manifests.read(hardened)
-    entries = {entry.path: entry for entry in manifest.entries} if manifest else {}
-    spilled = manifest.spilled if manifest else ()
-    same_place = original.derived(spill_again(original.content, spilled))
-    walk = _Walk(same_place, hardened.derived(_bare(original, hardened)))
+    found: list[Difference] = []
+    manifest = None
+    try:
+        manifest = manifests.read(hardened)
+    except NotRetrofittedError as error:
+        found.append(Difference("model.metadata_props", str(error)))
+    readable = not found
+    sites, _ = find_sites(original)
+    walk = _Walk(original, hardened, manifest, sites, found)
     walk.compare()
-    walk.differences += _compare_spilled(original, hardened, spilled)
-    skipped = _left_alone(original, entries)
-    differences = [entry for entry in walk.differences if entry.where not in skipped]
+    found += _compare_spilled(original, hardened, walk.spilled)
+    not_compared = _compare_data(original, hardened, found)
     jumps: dict[str, Jump] = {}
     values = 0
     for replacement in walk.replacements:
-        entry = entries.get(replacement.site.path)
+        path = replacement.site.path
+        entry = walk.entries.get(path)
         if entry is None:
-            what = "has a jump that the manifest does not list"
-            differences.append(Difference(replacement.site.path, what))
+            if readable:
+                found.append(Difference(path, "has a jump that the manifest does not list"))
             continue
-        wrong, compared = _compare_numbers(replacement, entry, original, hardened)
-        wrong = wrong or _compare_form(replacement, entry)
-        values += compared
-        if wrong:
-            differences.append(wrong)
-        else:
-            jumps[entry.path] = entry.effective_jump
-    found = {replacement.site.path for replacement in walk.replacements}
-    for path in sorted(entries.keys() - found):
-        differences.append(Difference(path, "the manifest lists it, but it has no jump"))
-    return Verification(jumps, tuple(differences), values)
+        wrong = [_compare_entry(entry, replacement.site)]
+        if wrong == [None]:
+            numbers, compared = compare_numbers(
+                replacement.site, replacement.nodes, entry.effective_jump, original, hardened
+            )
+            values += compared
+            wrong = [numbers, _compare_form(replacement, entry)]
+        found += [Difference(path, what) for what in wrong if what is not None]
+        if not any(wrong):
+            jumps[path] = entry.effective_jump
+    for path in sorted(walk.entries.keys() - {site.path for site in sites}):
+        found.append(Difference(path, "the manifest lists it, but it is no site of the original"))
+    if manifest is not None and not found:
+        found += _compare_undo(original, hardened, manifest)
+    return Verification(jumps, tuple(found), values, tuple(walk.left), tuple(not_compared))
 
 
-def _bare(original: Model, hardened: Model) -> bytes:
-    """Returns the hardened model without what a retrofit adds outside the lists of nodes."""
-    content = manifests.without(hardened.content)
-    imports = {entry.domain for entry in original.proto.opset_import}
-    return content if FUNCTION_DOMAIN in imports else manifests.without_function(content)
+def _compare_undo(original: Model, hardened: Model, manifest: Manifest) -> Iterator[Difference]:
+    changed = manifests.changed_parts(manifest, hardened.content)
+    for part in changed:
+        yield Difference(part, "is not as jr-onnx wrote it: `jr-onnx restore` refuses that")
+    if changed:
+        return
+    try:
+        if restore(hardened).content != original.content:
+            yield Difference("model", "its undo gives other bytes than the original's")
+    except NotRetrofittedError as error:
+        yield Difference("model", str(error))
 
 
 def _compare_spilled(
-    original: Model, hardened: Model, spilled: Sequence[Spilled]
+    original: Model, hardened: Model, spilled: Mapping[int, Spilled]
 ) -> Iterator[Difference]:
-    inside = (
-        {
-            span.index: original.content[span.raw.value : span.raw.end]
-            for span in data_spans(original.content)
-        }
-        if spilled
-        else {}
-    )
-    for record in spilled:
-        if data_of(record, hardened) != inside.get(record.index):
+    view = memoryview(original.content)
+    inside = {span.index: span.raw for span in data_spans(original.content)} if spilled else {}
+    for record in spilled.values():
+        raw = inside.get(record.index)
+        if raw is None or data_of(record, hardened) != view[raw.value : raw.end]:
             yield Difference(f"initializer {record.index}", f"other weights in {record.location}")
 
 
-def _left_alone(original: Model, entries: dict[str, Entry]) -> set[str]:
-    """Returns the sites that a partial retrofit says it left: none where there is no manifest."""
-    if not entries:
-        return set()
-    sites, _ = find_sites(original)
-    return {site.path for site in sites} - entries.keys()
+def _compare_data(original: Model, hardened: Model, found: list[Difference]) -> list[str]:
+    """Compares external data; returns what could not be compared, with the reason."""
+    not_compared = []
+    for name in locations(original):
+        if original.folder is not None and original.folder == hardened.folder:
+            continue
+        try:
+            mine = data_file(original, name)
+        except ExternalDataError as error:
+            not_compared.append(f"{name}: {error}")
+            continue
+        if hardened.folder is None:
+            not_compared.append(f"{name}: the folder of the hardened model is unknown")
+            continue
+        try:
+            at = first_difference(mine, data_file(hardened, name))
+            what = None if at is None else f"the weights differ from byte {at:,} of the file on"
+        except ExternalDataError as error:
+            what = str(error)
+        if what is not None:
+            found.append(Difference(f"external data {name}", what))
+    return not_compared
 
 
 @dataclass(frozen=True)
@@ -173,294 +204,233 @@ class _Replacement:
     """What a site became: its nodes, and before them the constants that it uses, its own or not."""
 
     site: Site
+    old: onnx.NodeProto
     nodes: list[onnx.NodeProto]
 
 
-@dataclass
 class _Walk:
-    """The two models side by side; what it finds on the way."""
+    """The two models side by side.
 
-    original: Model
-    hardened: Model
-    differences: list[Difference] = field(default_factory=list)
-    replacements: list[_Replacement] = field(default_factory=list)
+    Attributes:
+        entries: of the manifest, by path.
+        spilled: initializers that the retrofit moved to a file, by position.
+        replacements: the sites that became something else.
+        left: paths of the sites that are not in the manifest, and have no jump.
+    """
+
+    def __init__(
+        self,
+        original: Model,
+        hardened: Model,
+        manifest: Manifest | None,
+        sites: Sequence[Site],
+        differences: list[Difference],
+    ) -> None:
+        self._original, self._hardened = original, hardened
+        self._sites = {(site.scope, site.index): site for site in sites}
+        self._differences = differences
+        self._names: set[str] = set()
+        self.entries = {entry.path: entry for entry in manifest.entries} if manifest else {}
+        self.spilled = {each.index: each for each in manifest.spilled} if manifest else {}
+        self.replacements: list[_Replacement] = []
+        self.left: list[str] = []
 
     def compare(self) -> None:
-        sites, _ = find_sites(self.original)
-        self._sites = {(site.scope, site.index): site for site in sites}
-        left, right = self.original.parse(), self.hardened.parse()
-        pairs: list[tuple[Address, Graph, Graph]] = [(("graph",), left.graph, right.graph)]
-        for index, (mine, yours) in enumerate(zip(left.functions, right.functions, strict=False)):
-            pairs.append((("function", index), mine, yours))
-        for address, mine, yours in pairs:
-            self._nodes(address, mine, yours)
-            del mine.node[:], yours.node[:]
-        self.differences += _compare_fields(left, right, "model", skip=("graph",))
-        self.differences += _compare_fields(left.graph, right.graph, "graph")
-        if not self.differences and left.SerializeToString() != right.SerializeToString():
-            self._differ("model", "fields that this version of ONNX does not know are different")
+        left, right = self._original.proto, self._hardened.proto
+        imports, functions = list(right.opset_import), list(right.functions)
+        if any(entry.form == "function" for entry in self.entries.values()):
+            self._function(imports, functions)
+        kept = [entry for entry in right.metadata_props if entry.key != manifests.KEY]
+        listed = ("graph", "functions", "opset_import", "metadata_props")
+        self._fields(left, right, "model", skip=listed)
+        self._differences += compare_repeated(left.opset_import, imports, "model.opset_import")
+        self._differences += compare_repeated(left.metadata_props, kept, "model.metadata_props")
+        self._initializers(left.graph, right.graph)
+        self._graph(("graph",), left.graph, right.graph, "graph", skip=("node", "initializer"))
+        if len(left.functions) != len(functions):
+            counts = f"expected {len(left.functions)} entries, got {len(functions)}"
+            self._differ("model.functions", counts)
+        for index, (mine, yours) in enumerate(zip(left.functions, functions, strict=False)):
+            self._graph(("function", index), mine, yours, f"function {mine.domain}::{mine.name}")
+
+    def _function(
+        self, imports: list[onnx.OperatorSetIdProto], functions: list[onnx.FunctionProto]
+    ) -> None:
+        """Compares what the form `function` adds, and takes it out of the lists."""
+        imported, function = manifests.function_of(self._original)
+        for expected, listed, where in (
+            (imported, imports, "model.opset_import"),
+            (function, functions, f"function {FUNCTION_DOMAIN}::{FUNCTION_NAME}"),
+        ):
+            added = next((each for each in listed if each.domain == FUNCTION_DOMAIN), None)
+            if added is None:
+                self._differ(where, f"there is none of the domain {FUNCTION_DOMAIN}")
+                continue
+            listed.remove(added)
+            if added != expected:
+                self._differences += compare_messages(expected, added, where)
+
+    def _initializers(self, left: onnx.GraphProto, right: onnx.GraphProto) -> None:
+        expected: list[TensorProto] = list(left.initializer)
+        content = self._original.content
+        for span in data_spans(content) if self.spilled else ():
+            record = self.spilled.get(span.index)
+            if record is not None:
+                expected[span.index] = outside(content, span, record)
+        self._differences += compare_repeated(expected, right.initializer, "graph.initializer")
 
     def _differ(self, where: str, what: str) -> None:
-        self.differences.append(Difference(where, what))
+        self._differences.append(Difference(where, what))
 
-    def _nodes(self, address: Address, left: Graph, right: Graph) -> None:
+    def _fields(self, left: Any, right: Any, where: str, skip: tuple[str, ...]) -> None:
+        self._differences += compare_fields(left, right, where, skip)
+        if unknown_fields(left) != unknown_fields(right):
+            self._differ(where, UNKNOWN)
+
+    def _graph(
+        self,
+        address: Address,
+        left: Graph,
+        right: Graph,
+        where: str,
+        skip: tuple[str, ...] = ("node",),
+    ) -> None:
+        self._fields(left, right, where, skip)
         theirs = list(right.node)
+        makers = {name: at for at, node in reversed([*enumerate(theirs)]) for name in node.output}
         constants: dict[str, onnx.NodeProto] = {}
         at = 0
         for index, node in enumerate(left.node):
-            here = theirs[at] if at < len(theirs) else None
+            # Nodes are told apart by their outputs, which are unique.
+            here = next((makers.get(name, -1) for name in node.output if name), at)
             site = self._sites.get((address, index))
-            if site is not None:
-                group = _group(theirs, at, node, constants)
-                if group is None:
-                    plain = "still a plain" if here == node else "no way from input to output of"
-                    self._differ(site.path, f"{plain} {node.op_type}: not retrofitted")
-                else:
-                    self._replacement(site, group, constants)
-                at += 1 if group is None else len(group)
-            elif here is None:
-                self._differ(_spelled(node), "expected this node, it is missing")
-            else:
-                self._node((*address, index), node, here)
-                at += 1
-        for node in theirs[at:]:
+            if not at <= here < len(theirs):
+                self._differ(site.path if site else _spelled(node), "expected, and missing")
+                continue
+            group, at = theirs[at : here + 1], here + 1
+            if site is not None and _is_ours(group[-1]):
+                self._replaced(site, node, group, constants)
+                continue
+            self._extra(group[:-1])
+            if site is not None and self.entries and site.path not in self.entries:
+                self.left.append(site.path)
+            elif site is not None:
+                self._differ(site.path, f"still a plain {group[-1].op_type}: not retrofitted")
+            self._node((*address, index), node, group[-1])
+        self._extra(theirs[at:])
+
+    def _extra(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
             self._differ(_spelled(node), "a node that the original does not have")
 
-    def _replacement(
-        self, site: Site, group: list[onnx.NodeProto], constants: dict[str, onnx.NodeProto]
+    def _replaced(
+        self,
+        site: Site,
+        node: onnx.NodeProto,
+        group: list[onnx.NodeProto],
+        constants: dict[str, onnx.NodeProto],
     ) -> None:
-        new = {node.output[0]: node for node in group if _is_constant(node)}
+        self._extra(each for each in group if not _is_ours(each))
+        ours = [each for each in group if _is_ours(each)]
+        self._check_names(ours, site)
+        new = {each.output[0]: each for each in ours if _is_constant(each)}
         constants.update(new)
-        nodes = [node for node in group if not _is_constant(node)]
-        used = dict.fromkeys(name for node in nodes for name in node.input if name in constants)
-        self.replacements.append(_Replacement(site, [*map(constants.__getitem__, used), *nodes]))
+        nodes = [each for each in ours if not _is_constant(each)]
+        used = dict.fromkeys(name for each in nodes for name in each.input if name in constants)
+        nodes = [*map(constants.__getitem__, used), *nodes]
+        self.replacements.append(_Replacement(site, node, nodes))
         for name in new.keys() - used.keys():
             self._differ(_spelled(new[name]), "a constant that no form uses")
 
+    def _check_names(self, nodes: Iterable[onnx.NodeProto], site: Site) -> None:
+        for node in nodes:
+            for name in (f"node {node.name}", *(name for name in node.output if name != site.y)):
+                if name in self._names:
+                    self._differ(_spelled(node), f"{name!r} is there twice")
+                self._names.add(name)
+
     def _node(self, place: Address, left: onnx.NodeProto, right: onnx.NodeProto) -> None:
         """Compares two nodes; bodies of If, Loop and Scan node by node."""
+        where = _spelled(left)
+        if not any(each.HasField("g") or each.graphs for each in left.attribute):
+            if left != right:
+                self._differences += compare_messages(left, right, where)
+            return
+        self._fields(left, right, where, skip=("attribute",))
+        if len(left.attribute) != len(right.attribute):
+            counts = f"expected {len(left.attribute)} entries, got {len(right.attribute)}"
+            self._differ(f"{where}.attribute", counts)
         for which, (mine, yours) in enumerate(zip(left.attribute, right.attribute, strict=False)):
-            pairs = [(-1, mine.g, yours.g)] if mine.HasField("g") and yours.HasField("g") else []
+            name = f"{where}.{mine.name}"
+            self._fields(mine, yours, name, skip=("g", "graphs"))
+            if mine.HasField("g") != yours.HasField("g") or len(mine.graphs) != len(yours.graphs):
+                self._differ(name, "has other graphs")
+            pairs = [(-1, mine.g, yours.g)] if mine.HasField("g") else []
             pairs += [
-                (number, *graphs)
-                for number, graphs in enumerate(zip(mine.graphs, yours.graphs, strict=False))
+                (number, one, other)
+                for number, (one, other) in enumerate(zip(mine.graphs, yours.graphs, strict=False))
             ]
             for number, one, other in pairs:
-                self._nodes((*place, which, number), one, other)
-                del one.node[:], other.node[:]
-        if left != right:
-            self._differ(_spelled(left), f"expected {_short(left)}, got {_short(right)}")
-
-
-def _compare_fields(
-    left: Any, right: Any, where: str, skip: tuple[str, ...] = ()
-) -> Iterator[Difference]:
-    for descriptor in left.DESCRIPTOR.fields:
-        if descriptor.name in skip:
-            continue
-        mine, yours = getattr(left, descriptor.name), getattr(right, descriptor.name)
-        name = f"{where}.{descriptor.name}"
-        if hasattr(mine, "extend"):
-            yield from _compare_repeated(mine, yours, name)
-        elif left.HasField(descriptor.name) != right.HasField(descriptor.name) or mine != yours:
-            yield Difference(name, f"expected {_short(mine)}, got {_short(yours)}")
-
-
-def _compare_repeated(mine: Any, yours: Any, where: str) -> Iterator[Difference]:
-    if len(mine) != len(yours):
-        yield Difference(where, f"expected {len(mine)} entries, got {len(yours)}")
-    for index, (one, other) in enumerate(zip(mine, yours, strict=False)):
-        if one != other:
-            name = getattr(one, "name", "") or getattr(one, "key", "") or index
-            yield Difference(f"{where}[{name}]", f"expected {_short(one)}, got {_short(other)}")
-
-
-def _group(
-    nodes: list[onnx.NodeProto],
-    start: int,
-    replaced: onnx.NodeProto,
-    constants: Mapping[str, onnx.NodeProto],
-) -> list[onnx.NodeProto] | None:
-    """Returns the new nodes that lead from a site's inputs to its output.
-
-    They touch nothing else, but for constants that an earlier site of the same list brought along.
-    """
-    inner = {"", *replaced.input}
-    for end in range(start, len(nodes)):
-        node = nodes[end]
-        ours = node.name.startswith(NAME_PREFIX)
-        if not ours or not all(name in inner or name in constants for name in node.input):
-            return None
-        inner.update(node.output)
-        if replaced.output[0] in node.output:
-            return nodes[start : end + 1]
-    return None
+                self._graph((*place, which, number), one, other, name)
 
 
 def _is_constant(node: onnx.NodeProto) -> bool:
     return node.op_type == "Constant" and not node.input and len(node.output) == 1
 
 
-def _compare_form(replacement: _Replacement, entry: Entry) -> Difference | None:
-    """Compares the new nodes with those that the form has: op types, wiring, constants."""
-    site = replacement.site
+def _is_ours(node: onnx.NodeProto) -> bool:
+    return bool(node.name.startswith(f"{NAME_PREFIX}/"))
+
+
+def _compare_entry(entry: Entry, site: Site) -> str | None:
+    """Compares what the manifest says of a site with the site."""
     if entry.form not in FORMS:
-        return Difference(site.path, f"the manifest names the form {entry.form!r}, there is none")
+        return f"the manifest names the form {entry.form!r}, there is none"
+    try:
+        effective = check_jump(site, entry.jump)
+    except ParameterError as error:
+        return f"the manifest has a jump that it cannot have: {error}"
+    if effective != entry.effective_jump:
+        return (
+            f"the manifest says that the jump {entry.jump!r} is {entry.effective_jump!r} here, "
+            f"expected {effective!r}"
+        )
+    return None
+
+
+def _compare_form(replacement: _Replacement, entry: Entry) -> str | None:
+    """Compares the new nodes with those of the form in everything but the names of ours."""
+    site = replacement.site
     build, constants = NodeBuilder(Names(()), NAME_PREFIX), SharedConstants(Names(()))
-    FORMS[entry.form](Spot(site, decode_node(entry.field), entry.jump, build, constants))
-    expected = [*constants.take(), *build.nodes]
-    if _shape_of(expected, site) == _shape_of(replacement.nodes, site):
-        return None
-    return Difference(site.path, f"its nodes are not those of the form {entry.form}")
+    new = form_nodes(entry.form, Spot(site, replacement.old, entry.jump, build, constants))
+    expected = _shape_of([*constants.take(), *new], site)
+    got = _shape_of(replacement.nodes, site)
+    other = f"its nodes are not those of the form {entry.form}"
+    if [node.op_type for node in got] != [node.op_type for node in expected]:
+        kinds = (", ".join(node.op_type for node in nodes) for nodes in (expected, got))
+        return "{}: expected {}, got {}".format(other, *kinds)
+    for mine, yours in zip(expected, got, strict=True):
+        if mine != yours:
+            first = next(compare_messages(mine, yours, mine.op_type))
+            return f"{other}: {first.where}: {first.what}"
+    return None
 
 
-def _shape_of(nodes: list[onnx.NodeProto], site: Site) -> list[bytes]:
-    """Returns the nodes with names replaced by positions; what else they carry stays."""
-    position: dict[str, str] = {site.y: "y"}
+def _shape_of(nodes: list[onnx.NodeProto], site: Site) -> list[onnx.NodeProto]:
+    """Returns the nodes with the names of ours replaced by positions."""
+    position: dict[str, str] = {site.y: site.y}
     found = []
     for node in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name = ""
-        copy.ClearField("doc_string")
-        del copy.metadata_props[:], copy.input[:], copy.output[:]
+        del copy.input[:], copy.output[:]
         copy.input.extend(position.get(name, name) for name in node.input)
         for name in node.output:
-            copy.output.append(position.setdefault(name, f"#{len(position)}"))
-        found.append(copy.SerializeToString(deterministic=True))
+            copy.output.append(position.setdefault(name, f"value {len(position)}"))
+        found.append(copy)
     return found
-
-
-def _compare_numbers(
-    replacement: _Replacement, entry: Entry, original: Model, hardened: Model
-) -> tuple[Difference | None, int]:
-    site, jump = replacement.site, entry.effective_jump
-    known = site.tensor.element
-    # A local function may be called with any of these.
-    elements = [known] if known else [TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16]
-    compared = 0
-    for element in elements:
-        x = _inputs(site, jump, helper.tensor_dtype_to_np_dtype(element))
-        expected = jump_relu(x, jump, site.cap)
-        got = _run(_alone(replacement, element, original, hardened), x, site)
-        compared += x.size
-        bits = np.dtype(f"u{x.dtype.itemsize}")
-        with np.errstate(invalid="ignore"):
-            number = x == x  # what a form makes of NaN is its own affair
-        differs = (expected.view(bits) != got.view(bits)) & number
-        if not known and not isinstance(jump, tuple):
-            # Where the type is known at run time only, onnxruntime may compare float16 tensors with
-            # the jump as it was before rounding: they differ at the rounded jump alone.
-            differs &= x != np.asarray(jump, x.dtype)
-        if differs.any():
-            first = np.flatnonzero(differs)[0]
-            return Difference(
-                site.path,
-                f"{differs.sum()} of {x.size} values differ from the jump {jump!r} of the "
-                f"manifest: at x = {x.flat[first]!r} expected {expected.flat[first]!r}, got "
-                f"{got.flat[first]!r}",
-            ), compared
-    return None, compared
-
-
-def _run(model: Model, x: Array, site: Site) -> Array:
-    try:
-        return Session(model, device="cpu").run({site.x: x})[0]
-    except SessionError:
-        if not installed():
-            raise
-        # No kernel for this type (bfloat16, int16): the form is evaluated by onnx itself.
-        with np.errstate(invalid="ignore"):
-            return np.asarray(ReferenceEvaluator(model.proto).run(None, {site.x: x})[0])  # type: ignore[index]
-
-
-def _inputs(site: Site, jump: Jump, dtype: np.dtype[Any]) -> Array:
-    """Returns inputs with the site's rank; `(n, channels, 1, ...)` for a jump per channel."""
-    rank = len(site.tensor.shape) if site.tensor.shape is not None else 1
-    if not isinstance(jump, tuple):
-        x = probes(dtype, jump)
-        return x.reshape(-1, *[1] * (rank - 1))
-    columns = [probes(dtype, one, _RANDOM_PATTERNS // len(jump)) for one in jump]
-    return np.stack(columns, axis=1).reshape(-1, len(jump), *[1] * (rank - 2))
-
-
-def probes(dtype: np.dtype[Any], jump: float, count: int = _RANDOM_PATTERNS) -> Array:
-    """Returns 1-d inputs that tell forms apart.
-
-    Specials, denormals, the jump and its 50 neighbours on either side, random bit patterns (every
-    pattern for types of 16 bits or fewer).
-
-    Args:
-        dtype: of the result.
-        jump: around which to look closely.
-        count: how many random patterns.
-    """
-    bits = np.dtype(f"u{dtype.itemsize}")
-    if dtype.itemsize <= 2:
-        return np.arange(2 ** (8 * dtype.itemsize), dtype=np.uint32).astype(bits).view(dtype)
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        special = np.array([0, 1, limits.min, limits.max], dtype)
-        near = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1, dtype=np.int64) + int(jump)
-        around = np.clip(near, limits.min, limits.max).astype(dtype)
-    else:
-        info = np.finfo(dtype)
-        tiny = [info.tiny, info.smallest_subnormal, info.max, np.inf, np.nan]
-        special = np.array([0.0, -0.0, *tiny, *(-value for value in tiny)], dtype)
-        around = _neighbours(np.asarray(jump, dtype))
-    rng = np.random.default_rng(0)
-    random = rng.integers(0, np.iinfo(bits).max, count, bits, endpoint=True)
-    return np.concatenate([special, around, random.view(dtype)])
-
-
-def _neighbours(jump: Array) -> Array:
-    up, down = [jump], [jump]
-    for _ in range(_NEIGHBOURS):
-        up.append(np.nextafter(up[-1], np.inf, dtype=jump.dtype))
-        down.append(np.nextafter(down[-1], -np.inf, dtype=jump.dtype))
-    return np.array([*down, *up], jump.dtype)
-
-
-def _alone(replacement: _Replacement, element: int, original: Model, hardened: Model) -> Model:
-    """Returns a model of the site's new nodes alone, with the bounds of its Clip."""
-    site = replacement.site
-    rank = len(site.tensor.shape) if site.tensor.shape is not None else 1
-    shape = [f"d{axis}" for axis in range(rank)]
-    graph = helper.make_graph(
-        replacement.nodes,
-        "site",
-        [helper.make_tensor_value_info(site.x, element, shape)],
-        [helper.make_tensor_value_info(site.y, element, shape)],
-        _bounds(replacement, original),
-    )
-    functions = [each for each in hardened.proto.functions if each.domain == FUNCTION_DOMAIN]
-    opsets = [helper.make_opsetid("", site.opset)]
-    opsets += [helper.make_opsetid(FUNCTION_DOMAIN, 1)] if functions else []
-    model = helper.make_model(graph, opset_imports=opsets, functions=functions)
-    model.ir_version = max(8, min(hardened.proto.ir_version, 10))
-    return Model.of(model)
-
-
-def _bounds(replacement: _Replacement, original: Model) -> list[TensorProto]:
-    made = {name for node in replacement.nodes for name in node.output}
-    outside = {name for node in replacement.nodes for name in node.input} - made
-    bounds = sorted(outside - {"", replacement.site.x})
-    if not bounds:
-        return []  # most sites have none, and a look at the constants is a look at all nodes
-    constants = Constants(original)
-    scope = next(each for each in original.scopes if each.address == replacement.site.scope)
-    tensors = []
-    for name in bounds:
-        value = constants.value(scope, name)
-        if value is not None:
-            tensors.append(numpy_helper.from_array(value, name))
-    return tensors
 
 
 def _spelled(node: onnx.NodeProto) -> str:
     return f"node {node.name or (node.output[0] if node.output else '')!r} ({node.op_type})"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from jr_onnx.errors import ModelError, ParameterError, PostconditionError, RewriteError
 from jr_onnx.model import Address, Model, scopes
+from jr_onnx.model.model import require_model
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import FUNCTION_DOMAIN
 from jr_onnx.rewrite.retrofit import JumpSite, retrofit
@@ -55,10 +56,11 @@ def import_model(model: Model, *, drop: Collection[str] = ()) -> gs.Graph:
 
     Raises:
         ModelError: gs would lose something, all of which is listed; or it fails.
-        ParameterError: `drop` names something else.
+        ParameterError: `drop` names something else, or the model is no `Model`.
         RewriteError: onnx-graphsurgeon is not installed.
     """
     surgeon = _surgeon()
+    require_model(model)
     wrong = sorted(set(drop) - DROPPABLE)
     if wrong:
         known = ", ".join(sorted(DROPPABLE))
@@ -87,6 +89,7 @@ def find_graph_sites(graph: gs.Graph) -> tuple[Site, ...]:
 
     Raises:
         ModelError: gs cannot export the graph.
+        ParameterError: it is no `gs.Graph`.
         RewriteError: onnx-graphsurgeon is not installed.
     """
     surgeon = _surgeon()
@@ -116,7 +119,7 @@ def retrofit_graph(
 
     Raises:
         ModelError: gs cannot export the graph, or onnx.checker refuses what it exports.
-        ParameterError: a jump, form or selection makes no sense.
+        ParameterError: a jump, form or selection makes no sense, or the graph is no `gs.Graph`.
         NothingToRewriteError: no site in the graph, or none selected.
         HiddenActivationError: activations inside fused or quantised operators.
         AlreadyRetrofittedError: the graph has a jump already.
@@ -195,6 +198,11 @@ def _exported(surgeon: Any, graph: gs.Graph) -> onnx.ModelProto:
 
 def _outline(surgeon: Any, graph: gs.Graph) -> Model:
     """Returns a valid model of the graph without its weights, for the engine to work on."""
+    if not isinstance(graph, surgeon.Graph):
+        raise ParameterError(
+            f"expected a gs.Graph, got {type(graph).__name__}: import_model of this module makes "
+            "one of a Model"
+        )
     proto = _exported(surgeon, graph)
     if proto.ir_version < 4:
         # There all initializers were inputs too, and constants all the same. gs drops those inputs.

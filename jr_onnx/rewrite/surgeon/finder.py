@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from jr_onnx.model import Address, Model, Scope, ValueTypes, scopes
-from jr_onnx.model.graphs import ONNX_DOMAINS
-from jr_onnx.rewrite.sites import FLOATS, INDEX_USERS, INTEGERS, Site
+from jr_onnx.model.graphs import ONNX_DOMAINS, opset_of
+from jr_onnx.rewrite.sites import FLOATS, INTEGERS, Site, changed_operator, type_at
 from jr_onnx.rewrite.surgeon.values import SMALL, lazy_message, leading
+from jr_onnx.rewrite.surroundings import INDEX_USERS, PASSING
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -31,24 +33,49 @@ class _Level:
         graph: that has the nodes.
         scope: the same in the exported model.
         outer: the level it is in, None for the main graph and functions.
+        inner: the levels in it.
     """
 
     surgeon: Any
     graph: gs.Graph
     scope: Scope
     outer: _Level | None
+    inner: list[_Level] = field(default_factory=list)
 
     @cached_property
     def producers(self) -> dict[str, gs.Node]:
         return {tensor.name: node for node in self.graph.nodes for tensor in node.outputs}
 
     @cached_property
-    def consumers(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
+    def consumers(self) -> dict[str, list[gs.Node]]:
+        found: dict[str, list[gs.Node]] = {}
         for node in self.graph.nodes:
             for tensor in node.inputs:
-                found.setdefault(tensor.name, set()).add(node.op)
+                found.setdefault(tensor.name, []).append(node)
         return found
+
+    @cached_property
+    def defined(self) -> set[str]:
+        weights = () if self.scope.is_function else self.scope.graph.initializer
+        inputs = {tensor.name for tensor in self.graph.inputs}
+        return inputs | self.producers.keys() | {tensor.name for tensor in weights}
+
+    def home(self, name: str) -> _Level:
+        """Returns the level that defines a name, this one or the nearest around it."""
+        if self.outer is None or name in self.defined:
+            return self
+        return self.outer.home(name)
+
+    def maker(self, name: str) -> tuple[_Level, gs.Node] | None:
+        home = self.home(name)
+        return (home, home.producers[name]) if name in home.producers else None
+
+    def users(self, name: str) -> Iterator[tuple[_Level, gs.Node]]:
+        """Yields the nodes that use a name of this level, those of the levels inside too."""
+        yield from ((self, node) for node in self.consumers.get(name, ()))
+        for level in self.inner:
+            if name not in level.defined:
+                yield from level.users(name)
 
     @cached_property
     def overridable(self) -> set[str]:
@@ -59,13 +86,14 @@ class _Level:
         """Returns what a tensor always is, None if it may vary or is large."""
         if isinstance(tensor, self.surgeon.Constant):
             return None if tensor.name in self.overridable else _decoded(tensor)
-        level: _Level | None = self
-        while level is not None:
-            node = level.producers.get(tensor.name)
-            if node is not None:
-                return level._made_by(node)
-            level = level.outer
-        return None
+        made = self.maker(tensor.name)
+        return None if made is None else made[0]._made_by(made[1])
+
+    def number(self, tensor: gs.Tensor) -> float | None:
+        """Returns a constant of one value."""
+        value = None if tensor.is_empty() else self.value(tensor)
+        numeric = value is not None and value.size == 1 and value.dtype.kind not in "OSUc"
+        return float(value.reshape(-1)[0]) if value is not None and numeric else None
 
     def _made_by(self, node: gs.Node) -> Array | None:
         if (node.domain or "") not in ONNX_DOMAINS:
@@ -104,7 +132,10 @@ def _levels(surgeon: Any, graph: gs.Graph, outline: Model) -> Iterator[_Level]:
         for index, node in enumerate(graph.nodes, leading(surgeon, graph)):
             for which, value in enumerate(node.attrs.values()):
                 if isinstance(value, surgeon.Graph):
-                    yield from nested(value, (*address, index, which, -1), level)
+                    for below in nested(value, (*address, index, which, -1), level):
+                        if below.outer is level:
+                            level.inner.append(below)
+                        yield below
 
     yield from nested(graph, ("graph",), None)
     for number, function in enumerate(graph.functions):
@@ -114,21 +145,25 @@ def _levels(surgeon: Any, graph: gs.Graph, outline: Model) -> Iterator[_Level]:
 def find(surgeon: Any, graph: gs.Graph, outline: Model) -> Iterator[Site]:
     """Yields the sites of a graph; types, shapes and opsets are those of its export."""
     types = ValueTypes(outline)
-    for level in _levels(surgeon, graph, outline):
+    for level in list(_levels(surgeon, graph, outline)):
         scope = level.scope
         for index, node in enumerate(level.graph.nodes, leading(surgeon, level.graph)):
             if (node.domain or "") not in ONNX_DOMAINS or not node.inputs or not node.outputs:
                 continue
             found = _activation(node, level, types)
-            if found is None:
+            if found is None or _is_a_part(node, found, level):
                 continue
             x, cap, jump = found
-            y, tensor = node.outputs[0].name, types.of(scope, x.name)
-            adapts = scope.address[0] == "function" and scope.opset >= 15
+            y = node.outputs[0].name
+            tensor = type_at(types, scope, x.name, y, [each.name for each in node.inputs])
             typed = tensor.element in (*FLOATS, *INTEGERS)
-            if tensor.element in INTEGERS and level.consumers.get(y, set()) & INDEX_USERS:
+            if tensor.element in INTEGERS and any(
+                user.op in INDEX_USERS for _, user in level.users(y)
+            ):
                 continue
-            if scope.opset < 7 or not (typed or (adapts and not tensor.element)):
+            if scope.opset < 7 or not (typed or (scope.opset >= 15 and not tensor.element)):
+                continue
+            if changed_operator(tensor.element, scope.opset, opset_of(outline.proto.opset_import)):
                 continue
             path = f"{scope.label}>{y}" if scope.label else y
             yield Site(
@@ -137,9 +172,11 @@ def find(surgeon: Any, graph: gs.Graph, outline: Model) -> Iterator[Site]:
             )  # fmt: skip
 
 
-def _activation(
-    node: gs.Node, level: _Level, types: ValueTypes
-) -> tuple[gs.Tensor, float | None, float] | None:
+# Input, upper bound and jump of a ReLU-like node.
+_Activation = tuple["gs.Tensor", float | None, float]
+
+
+def _activation(node: gs.Node, level: _Level, types: ValueTypes) -> _Activation | None:
     """Returns input, upper bound and jump of a ReLU-like node, None for any other node."""
     x = node.inputs[0]
     if node.op == "Relu":
@@ -148,7 +185,7 @@ def _activation(
         return (x, None, 0.0) if _number(node, "alpha", 0.01) == 0 else None
     if node.op == "ThresholdedRelu":
         alpha = _number(node, "alpha", 1.0)
-        return None if alpha is None else (x, None, alpha)
+        return (x, None, alpha) if alpha is not None and 0 <= alpha < math.inf else None
     if node.op == "PRelu":
         slopes = level.value(node.inputs[1]) if len(node.inputs) > 1 else None
         return None if slopes is None or slopes.any() else (x, None, 0.0)
@@ -163,9 +200,7 @@ def _number(node: gs.Node, name: str, default: float) -> float | None:
     return float(np.float32(value)) if isinstance(value, (int, float, np.number)) else None
 
 
-def _max_with_zero(
-    node: gs.Node, level: _Level, types: ValueTypes
-) -> tuple[gs.Tensor, float | None, float] | None:
+def _max_with_zero(node: gs.Node, level: _Level, types: ValueTypes) -> _Activation | None:
     if len(node.inputs) != 2:
         return None
     zeros = [
@@ -177,58 +212,140 @@ def _max_with_zero(
         return None
     zero, x = zeros[0]
     shape = types.of(level.scope, x.name).shape
-    if _is_variance(x, level):
-        return None
     if zero.size > 1 or zero.ndim > len(shape or ()):
         return None  # it may broadcast x
     return x, None, 0.0
 
 
-def _clip_at_zero(node: gs.Node, level: _Level) -> tuple[gs.Tensor, float | None, float] | None:
-    x = node.inputs[0]
+def _clip_at_zero(node: gs.Node, level: _Level) -> _Activation | None:
     if level.scope.opset < 11:
-        low, high = _number(node, "min", -np.inf), _number(node, "max", np.inf)
-        if low is None or high is None:
-            return None
+        low, high = _number(node, "min", -math.inf), _number(node, "max", math.inf)
+        if high is not None and high == np.finfo(np.float32).max:
+            high = math.inf
     else:
-        bounds = [-np.inf, np.inf]
+        bounds: list[float | None] = [-math.inf, math.inf]
         for which, tensor in enumerate(node.inputs[1:3]):
-            value = None if tensor.is_empty() else level.value(tensor)
-            if value is None and not tensor.is_empty():
-                return None
-            if value is not None:
-                bounds[which] = float(value.reshape(-1)[0])
+            if not tensor.is_empty():
+                value = level.value(tensor)
+                whole = value is not None and value.dtype.kind in "iu" and value.size == 1
+                bounds[which] = int(value.flat[0]) if whole else level.number(tensor)  # type: ignore[union-attr]
         low, high = bounds
-    if low != 0 or _is_variance(x, level):
+    if low != 0 or high is None or not high > 0:
         return None
-    offset = {6.0: 3.0, 1.0: 0.5}.get(high)
-    if offset is not None and _is_gate(x, node.outputs[0], offset, level):
-        return None
-    return x, (None if high >= np.finfo(np.float32).max else high), 0.0
+    return node.inputs[0], (None if high == math.inf else high), 0.0
+
+
+def _is_a_part(node: gs.Node, found: _Activation, level: _Level) -> bool:
+    """Says whether a node that looks like a ReLU is a part of a variance or of a hard-swish."""
+    x, cap, _ = found
+    if node.op in ("Clip", "Max") and _is_variance(x, level):
+        return True
+    added, top = _traced_back(x.name, level, math.inf if cap is None else cap)
+    gate = added is not None and (added == 3 if added.size == 1 else 2 <= np.median(added) <= 4)
+    for name, here, bound in _passed_on(node.outputs[0].name, level, top):
+        if bound == 1 and added is not None and added.size == 1 and added == 0.5:
+            return True
+        for where, user in here.users(name) if bound == 6 else ():
+            if user.op not in ("Mul", "Div") or (user.domain or "") not in ONNX_DOMAINS:
+                continue
+            if gate or _sixth(name, user, where):
+                return True
+            product = user.outputs[0].name
+            if user.op == "Mul" and any(
+                _sixth(copy, later, there)
+                for copy, home, _ in _passed_on(product, where, math.inf)
+                for there, later in home.users(copy)
+            ):
+                return True
+    return False
 
 
 def _is_variance(x: gs.Tensor, level: _Level) -> bool:
     """Says whether x is E[u^2] - E[u]^2, which is only kept from going below 0."""
-    difference = level.producers.get(x.name)
-    if difference is None or difference.op != "Sub":
+    difference = level.maker(x.name)
+    if difference is None or difference[1].op != "Sub":
         return False
-    square = level.producers.get(difference.inputs[1].name)
-    if square is None or square.op not in ("Mul", "Pow"):
+    square = difference[0].maker(difference[1].inputs[1].name)
+    if square is None or square[1].op not in ("Mul", "Pow"):
         return False
-    one, other = square.inputs
-    if square.op == "Mul":
+    one, other = square[1].inputs
+    if square[1].op == "Mul":
         return bool(one.name == other.name)
-    exponent = level.value(other)
-    return exponent is not None and exponent.size == 1 and bool(exponent == 2)
+    return square[0].number(other) == 2
 
 
-def _is_gate(x: gs.Tensor, y: gs.Tensor, offset: float, level: _Level) -> bool:
-    """Says whether Clip(v + offset) is multiplied or divided: a decomposed hard-swish."""
-    add = level.producers.get(x.name)
-    if add is None or add.op != "Add" or not level.consumers.get(y.name, set()) & {"Mul", "Div"}:
+def _sixth(name: str, node: gs.Node, level: _Level) -> bool:
+    """Says whether a node makes a sixth of a value."""
+    if node.op not in ("Mul", "Div") or len(node.inputs) != 2:
         return False
-    terms = [level.value(tensor) for tensor in add.inputs]
-    return any(term is not None and term.size == 1 and bool(term == offset) for term in terms)
+    one, other = node.inputs
+    if node.op == "Div":
+        return one.name == name and level.number(other) == 6
+    factor = level.number(other if one.name == name else one)
+    return factor is not None and abs(factor * 6 - 1) < 0.01
+
+
+def _traced_back(name: str, level: _Level, top: float) -> tuple[Array | None, float]:
+    """Returns the constant added before a value is bounded or converted, and the lowest bound."""
+    for _ in range(_STEPS):
+        made = level.maker(name)
+        if made is None:
+            break
+        level, node = made
+        source = _source(node, level)
+        if source is None:
+            return _summand(node, level), top
+        name, top = source[0], min(top, source[1])
+    return None, top
+
+
+def _passed_on(name: str, level: _Level, top: float) -> Iterator[tuple[str, _Level, float]]:
+    """Yields the names that a value has, bounded or converted; their levels; the lowest bounds."""
+    found = [(name, level.home(name), top)]
+    for at, here, bound in found:  # which grows
+        yield at, here, bound
+        for where, user in here.users(at):
+            source, y = _source(user, where), user.outputs[0].name
+            if source is None or source[0] != at or len(found) == _STEPS:
+                continue
+            if y not in (entry[0] for entry in found):
+                found.append((y, where, min(bound, source[1])))
+
+
+_STEPS = 16
+
+
+def _source(node: gs.Node, level: _Level) -> tuple[str, float] | None:
+    """Returns what a node passes on, and up to which bound; None if it makes something new."""
+    if (node.domain or "") not in ONNX_DOMAINS or not node.inputs or not node.outputs:
+        return None
+    x = node.inputs[0].name
+    if node.op in PASSING or node.op == "Relu":
+        return x, math.inf
+    if node.op == "Clip":
+        high = _number(node, "max", math.inf) if level.scope.opset < 11 else math.inf
+        if level.scope.opset >= 11 and len(node.inputs) > 2:
+            high = level.number(node.inputs[2])
+        return x, math.inf if high is None else high
+    if node.op in ("Min", "Max") and len(node.inputs) == 2:
+        for tensor, other in (node.inputs, reversed(node.inputs)):
+            number = level.number(other)
+            if number is not None:
+                return tensor.name, number if node.op == "Min" else math.inf
+    return None
+
+
+def _summand(node: gs.Node, level: _Level) -> Array | None:
+    """Returns the constant that a node adds to something."""
+    terms = {"Add": (1, 0), "Sub": (1,), "Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,)}
+    if (node.domain or "") not in ONNX_DOMAINS:
+        return None
+    for which in terms.get(node.op, ()):
+        value = level.value(node.inputs[which]) if which < len(node.inputs) else None
+        if value is not None and value.size and value.dtype.kind not in "OSUc":
+            number = value.astype(np.float64)
+            return -number if node.op == "Sub" else number
+    return None
 
 
 def _decoded(tensor: gs.Constant) -> Array | None:

@@ -1,0 +1,165 @@
+"""The tables of attacks in docs/, and the tools that make them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from classifiers import Linear
+
+from jr_onnx.attacks import ATTACKS, ThreatModel
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of tools/."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
+    return importlib.import_module
+
+
+def _between(page: Path, name: str) -> str:
+    found = re.search(f"<!-- {name} -->\n(.*?)<!-- /{name} -->\n", page.read_text(), re.S)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["attacks", "suites"])
+def test_the_page_of_attacks_is_up_to_date(tools: Any, name: str) -> None:
+    made = getattr(tools("list_attacks"), name)()
+    assert _between(DOCS / "attacks.md", name) == made, "run tools/list_attacks.py"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_attack_runs_the_model_more_often_than_the_page_says(tools: Any, name: str) -> None:
+    """A model that never gives in costs an attack all that it may spend."""
+    rng = np.random.default_rng(0)
+    model = Linear(rng.normal(size=(27, 10)).astype(np.float32), np.zeros(10, np.float32))
+    model.b[0] = 1e4
+    x, y = np.full((1, 3, 3, 3), 0.5, np.float32), np.zeros(1, int)
+    attack = ATTACKS[name]()
+    norm = attack.norms[0]
+    threat = ThreatModel(norm=norm, epsilon=np.inf if name == "corruptions" else 0.1)
+    counts = attack.run(model, x, y, threat).counts
+    forward, gradient = tools("list_attacks").RUNS[name]
+    assert counts.gradient <= gradient + 2
+    assert counts.forward <= forward + 20 + 0.02 * forward
+
+
+def test_a_table_is_put_between_its_marks(tools: Any, tmp_path: Path) -> None:
+    tables, page = tools("tables"), tmp_path / "page.md"
+    page.write_text("above\n\n<!-- it -->\nold\n<!-- /it -->\n\nbelow\n")
+    content = tables.markdown(["name", "share"], [["one", "1"]])
+    tables.put(page, "it", content)
+    tables.put(page, "it", content)
+    assert page.read_text() == (
+        "above\n\n<!-- it -->\n"
+        "| name | share |\n| --- | --: |\n| one | 1 |\n"
+        "<!-- /it -->\n\nbelow\n"
+    )
+    tables.put(page, "other", "new\n")
+    assert page.read_text().endswith("below\n\n<!-- other -->\nnew\n<!-- /other -->\n")
+    page.write_text("<!-- it -->\n")
+    with pytest.raises(ValueError, match="one is missing"):
+        tables.put(page, "it", content)
+
+
+@pytest.fixture(scope="module")
+def compare_attacks() -> Any:
+    pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "tools"))
+        yield importlib.import_module("compare_attacks")
+
+
+@pytest.fixture(scope="module")
+def contest(compare_attacks: Any) -> Any:
+    return compare_attacks.Contest()
+
+
+def _case(compare_attacks: Any, **changes: Any) -> Any:
+    given = {
+        "name": "step",
+        "norm": "linf",
+        "epsilon": 0.1,
+        "budget": "one step",
+        "ours": ATTACKS["fgsm"](),
+        "others": {"foolbox": ("step", {})},
+        "examples": 40,
+    }
+    return compare_attacks.Case(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("library", "factor", "counts"),
+    [
+        ("foolbox", 1.0, True),
+        ("foolbox", 1 + 1e-6, True),  # what float32 costs
+        ("foolbox", 1.01, False),
+        ("foolbox", np.nan, False),
+    ],
+)
+def test_a_point_outside_the_ball_does_not_count(
+    compare_attacks: Any,
+    contest: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    factor: float,
+    counts: bool,
+) -> None:
+    """The stranger here takes our step, and stretches it."""
+    case = _case(compare_attacks)
+
+    def stranger(world: Any, name: str, options: Any, case: Any, seed: int) -> Array:
+        ours = contest._points(case, compare_attacks.OURS, world.x, world.y, seed)
+        away = ours.astype(np.float64) - world.x
+        stretched: Array = np.clip(world.x + factor * away, 0, 1)
+        return stretched
+
+    monkeypatch.setitem(compare_attacks.LIBRARIES, library, ("numpy", stranger))
+    ours = contest.run(case, compare_attacks.OURS).table
+    theirs = contest.run(case, library).table
+    correct = contest.target.logits(contest.data.x[:40]).argmax(1) == contest.data.y[:40]
+    assert ours.sum() < correct.sum(), "the step breaks some"
+    assert np.array_equal(theirs, ours if counts else correct[None])
+
+
+def test_what_is_finished_is_not_run_again(
+    compare_attacks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case = _case(compare_attacks, examples=10, others={"absent": ("step", {})})
+    monkeypatch.setitem(compare_attacks.LIBRARIES, "absent", ("no_such_module", None))
+    monkeypatch.setattr(compare_attacks, "cases", lambda: [case])
+    path = tmp_path / "results.json"
+    first = compare_attacks.compare(path, [case], again=False)
+    assert first[case.key]["absent"].failed == "not installed"
+    again = compare_attacks.compare(path, [case], again=False)
+    assert again[case.key]["jr_onnx"] == first[case.key]["jr_onnx"]
+    assert "not installed" in compare_attacks.table(again)
+
+
+def test_a_failure_of_another_library_is_a_cell(
+    compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Array:
+        raise TypeError("no such option")
+
+    monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", broken))
+    found = compare_attacks._tried(contest, _case(compare_attacks), "foolbox")
+    assert found.failed == "TypeError: no such option"
+
+
+def test_every_comparison_has_a_key_of_its_own(compare_attacks: Any) -> None:
+    keys = [case.key for case in compare_attacks.cases()]
+    assert len(set(keys)) == len(keys)
+    for case in compare_attacks.cases():
+        assert set(case.others) <= set(compare_attacks.LIBRARIES)

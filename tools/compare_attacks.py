@@ -1,0 +1,702 @@
+"""Our attacks next to other libraries': the same weights, points and budgets.
+
+    x, y --jr_onnx on the ONNX file--------------------------------> x_adv
+         --AutoAttack, foolbox, torchattacks, ART on torch's copy--> x_adv
+    x_adv --inside ball and bounds, and misclassified by onnxruntime?--> robust accuracy
+
+Nobody's claim counts: each point is measured in float64 and run again. Others may be out of the
+ball by 1e-5 of epsilon, which float32 costs them; ours may not. What is finished is kept in
+--results, so that a run goes on where it was; a library that is not installed is left out.
+
+Examples:
+    python tools/compare_attacks.py --results attacks.json --write docs/benchmarks/attacks.md
+    python tools/compare_attacks.py --results attacks.json --only pgd --again
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import markdown, put
+from train_samples import load_weights
+
+import jr_onnx as jr
+from jr_onnx import attacks
+from jr_onnx.attacks import Attack, ThreatModel
+from jr_onnx.statistics import wilson
+
+Array = np.ndarray[Any, Any]
+Options = Mapping[str, Any]
+
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
+OURS = "jr_onnx"
+# How far others' points may be outside: their arithmetic is float32.
+SLACK = 1e-5
+STEP = 2.5 / 40  # of PGD's step, in units of epsilon
+LINF, L2, L1 = 0.1, 1.0, 5.0
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attack, in every library that has it.
+
+    Attributes:
+        name: of the attack.
+        norm: of the ball, or in which the smallest perturbation is looked for.
+        epsilon: of the ball; for a smallest perturbation, where it is judged.
+        budget: in words.
+        ours: the attack; None for the standard suite.
+        others: by library, the name of the attack there and its options.
+        examples: the first so many of the sample.
+        seeds: runs, for attacks with random numbers.
+        minimal: whether it looks for the smallest perturbation, without a ball.
+    """
+
+    name: str
+    norm: str
+    epsilon: float
+    budget: str
+    ours: Attack | None
+    others: Mapping[str, tuple[str, Options]]
+    examples: int
+    seeds: int = 1
+    minimal: bool = False
+
+    @property
+    def key(self) -> str:
+        """Unique among the cases."""
+        return f"{self.name} {self.norm} {self.epsilon:g}"
+
+
+def cases() -> list[Case]:
+    """All comparisons, the cheap ones first."""
+    return [
+        *(_fgsm(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
+        *(_pgd(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
+        _mifgsm(),
+        *_deepfool(),
+        *_apgd(),
+        *_fab(),
+        *_square(),
+        _carlini_wagner(),
+        _ead(),
+        *_hopskipjump(),
+        *(_standard(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
+    ]
+
+
+def _fgsm(norm: str, epsilon: float) -> Case:
+    others: dict[str, tuple[str, Options]] = {
+        "foolbox": (f"{norm.capitalize()}FastGradientAttack", {}),
+        "ART": ("FastGradientMethod", {"norm": ORDER[norm], "eps": epsilon}),
+    }
+    if norm == "linf":
+        others["torchattacks"] = ("FGSM", {"eps": epsilon})
+    return Case(
+        name="FGSM",
+        norm=norm,
+        epsilon=epsilon,
+        budget="one step",
+        ours=attacks.FGSM(),
+        others=others,
+        examples=1000,
+    )
+
+
+def _pgd(norm: str, epsilon: float) -> Case:
+    step, steps = STEP * epsilon, 40
+    kind = {"linf": "PGD", "l2": "PGDL2"}[norm]
+    art = {"norm": ORDER[norm], "eps": epsilon, "eps_step": step, "max_iter": steps}
+    return Case(
+        name="PGD",
+        norm=norm,
+        epsilon=epsilon,
+        budget="40 steps of epsilon / 16, a random start",
+        ours=attacks.PGD(steps=steps, step_size=step),
+        others={
+            "foolbox": (
+                f"{norm.capitalize()}ProjectedGradientDescentAttack",
+                {"steps": steps, "abs_stepsize": step},
+            ),
+            "torchattacks": (kind, {"eps": epsilon, "alpha": step, "steps": steps}),
+            "ART": ("ProjectedGradientDescent", {**art, "num_random_init": 1}),
+        },
+        examples=1000 if norm == "linf" else 500,
+        seeds=3,
+    )
+
+
+def _mifgsm() -> Case:
+    step, steps = LINF / 10, 10
+    art = {"norm": np.inf, "eps": LINF, "eps_step": step, "max_iter": steps, "decay": 1.0}
+    return Case(
+        name="MI-FGSM",
+        norm="linf",
+        epsilon=LINF,
+        budget="10 steps of epsilon / 10, momentum 1",
+        ours=attacks.MIFGSM(steps=steps, step_size=step),
+        others={
+            "foolbox": (
+                "mi_fgsm.LinfMomentumIterativeFastGradientMethod",
+                {"momentum": 1.0, "abs_stepsize": step, "steps": steps},
+            ),
+            "torchattacks": ("MIFGSM", {"eps": LINF, "alpha": step, "steps": steps}),
+            "ART": ("MomentumIterativeMethod", art),
+        },
+        examples=1000,
+    )
+
+
+def _deepfool() -> list[Case]:
+    common: dict[str, Any] = {
+        "name": "DeepFool",
+        "budget": "50 steps, overshoot 1.02, 9 rivals",
+        "ours": attacks.DeepFool(steps=50),
+        "examples": 300,
+        "minimal": True,
+    }
+    options = {"steps": 50, "candidates": 10, "overshoot": 0.02}
+    return [
+        Case(
+            norm="linf",
+            epsilon=LINF,
+            others={"foolbox": ("LinfDeepFoolAttack", options)},
+            **common,
+        ),
+        Case(
+            norm="l2",
+            epsilon=L2,
+            others={
+                "foolbox": ("L2DeepFoolAttack", options),
+                "torchattacks": ("DeepFool", {"steps": 50, "overshoot": 0.02}),
+                "ART": ("DeepFool", {"max_iter": 50, "epsilon": 0.02, "nb_grads": 10}),
+            },
+            **common,
+        ),
+    ]
+
+
+def _apgd() -> list[Case]:
+    """L1 has AutoAttack's 5 restarts and 5 targets there."""
+    found = []
+    for norm, epsilon in (("linf", LINF), ("l2", L2), ("l1", L1)):
+        name, restarts = norm.capitalize(), 5 if norm == "l1" else 1
+        common: dict[str, Any] = {
+            "norm": norm,
+            "epsilon": epsilon,
+            "examples": 300,
+            "seeds": 1 if norm == "l1" else 3,
+        }
+        seen = {"norm": name, "eps": epsilon, "steps": 100}
+        art = {
+            "norm": ORDER[norm],
+            "eps": epsilon,
+            "eps_step": 2 * epsilon,
+            "max_iter": 100,
+            "nb_random_init": 1,
+        }
+        budget = "100 steps" + (", 5 restarts" if restarts > 1 else "")
+        for loss, ours, kind, art_loss in (
+            ("CE", attacks.APGD(restarts=restarts), "ce", "cross_entropy"),
+            ("DLR", attacks.APGDDLR(restarts=restarts), "dlr", "difference_logits_ratio"),
+        ):
+            others: dict[str, tuple[str, Options]] = {
+                "AutoAttack": (f"apgd-{kind}", {"norm": name, "eps": epsilon})
+            }
+            if norm != "l1":
+                others["torchattacks"] = ("APGD", {**seen, "loss": kind})
+                others["ART"] = ("AutoProjectedGradientDescent", {**art, "loss_type": art_loss})
+            found.append(
+                Case(name=f"APGD-{loss}", budget=budget, ours=ours, others=others, **common)
+            )
+        targets = 5 if norm == "l1" else 9
+        others = {"AutoAttack": ("apgd-t", {"norm": name, "eps": epsilon})}
+        if norm != "l1":
+            others["torchattacks"] = ("APGDT", seen)
+        found.append(
+            Case(
+                name="APGD-T",
+                budget=f"100 steps for each of {targets} targets",
+                ours=attacks.APGDTargeted(targets=targets),
+                others=others,
+                **{**common, "examples": 100},
+            )
+        )
+    return found
+
+
+def _fab() -> list[Case]:
+    found = []
+    for norm, epsilon in (("linf", LINF), ("l2", L2), ("l1", L1)):
+        seen = {"norm": norm.capitalize(), "eps": epsilon}
+        for targeted in (False, True):
+            more = {"steps": 100, "n_restarts": 1, "multi_targeted": targeted}
+            found.append(
+                Case(
+                    name="FAB-T" if targeted else "FAB",
+                    norm=norm,
+                    epsilon=epsilon,
+                    budget="100 steps" + (" for each of 9 targets" if targeted else ""),
+                    ours=attacks.TargetedFAB() if targeted else attacks.FAB(),
+                    others={
+                        "AutoAttack": ("fab-t" if targeted else "fab", seen),
+                        "torchattacks": ("FAB", {**seen, **more}),
+                    },
+                    examples=60,
+                )
+            )
+    return found
+
+
+def _square() -> list[Case]:
+    return [
+        Case(
+            name="Square",
+            norm=norm,
+            epsilon=epsilon,
+            budget="5,000 queries",
+            ours=attacks.Square(),
+            others={
+                "AutoAttack": ("square", {"norm": norm.capitalize(), "eps": epsilon}),
+                "torchattacks": (
+                    "Square",
+                    {"norm": norm.capitalize(), "eps": epsilon, "n_queries": 5000},
+                ),
+                "ART": ("SquareAttack", {"norm": ORDER[norm], "eps": epsilon, "max_iter": 5000}),
+            },
+            examples=100,
+        )
+        for norm, epsilon in (("linf", LINF), ("l2", L2))
+    ]
+
+
+def _carlini_wagner() -> Case:
+    return Case(
+        name="C&W",
+        norm="l2",
+        epsilon=L2,
+        budget="9 x 1,000 steps of Adam, 0.01; torchattacks: c = 1, 9,000 steps",
+        ours=attacks.CarliniWagner(),
+        others={
+            "foolbox": ("L2CarliniWagnerAttack", {"binary_search_steps": 9, "steps": 1000}),
+            "torchattacks": ("CW", {"c": 1, "steps": 9000, "lr": 0.01}),
+            "ART": (
+                "CarliniL2Method",
+                {"binary_search_steps": 9, "max_iter": 1000, "initial_const": 1e-3},
+            ),
+        },
+        examples=30,
+        minimal=True,
+    )
+
+
+def _ead() -> Case:
+    return Case(
+        name="EAD",
+        norm="l1",
+        epsilon=L1,
+        budget="9 x 1,000 steps of 0.01, beta 0.01, judged by l1",
+        ours=attacks.EAD(),
+        others={
+            "foolbox": (
+                "EADAttack",
+                {"binary_search_steps": 9, "steps": 1000, "decision_rule": "L1"},
+            ),
+            "torchattacks": ("EADL1", {"max_iterations": 1000, "beta": 0.01}),
+            "ART": ("ElasticNet", {"max_iter": 1000, "beta": 0.01, "decision_rule": "L1"}),
+        },
+        examples=30,
+        minimal=True,
+    )
+
+
+def _hopskipjump() -> list[Case]:
+    return [
+        Case(
+            name="HopSkipJump",
+            norm=norm,
+            epsilon=epsilon,
+            budget="30 steps, some 12,000 queries",
+            ours=attacks.HopSkipJump(steps=30),
+            others={
+                "foolbox": ("HopSkipJumpAttack", {"steps": 30, "constraint": norm}),
+                "ART": ("HopSkipJump", {"norm": ORDER[norm], "max_iter": 30}),
+            },
+            examples=20,
+            minimal=True,
+        )
+        for norm, epsilon in (("l2", 2 * L2), ("linf", 2 * LINF))
+    ]
+
+
+def _standard(norm: str, epsilon: float) -> Case:
+    seen = {"norm": norm.capitalize(), "eps": epsilon}
+    return Case(
+        name="standard suite",
+        norm=norm,
+        epsilon=epsilon,
+        budget="AutoAttack's standard; torchattacks' with its steps set from 10 to 100",
+        ours=None,
+        others={"AutoAttack": ("standard", seen), "torchattacks": ("standard", seen)},
+        examples=200 if norm == "linf" else 100,
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """What is attacked.
+
+    Attributes:
+        module: torch's copy of the model.
+        x: `(examples, 1, 28, 28)`, all classified correctly.
+        y: int64 `(examples,)`.
+    """
+
+    module: torch.nn.Module
+    x: Array
+    y: Array
+
+    @cached_property
+    def images(self) -> Any:
+        """As torch has them."""
+        return torch.from_numpy(self.x)
+
+    @cached_property
+    def labels(self) -> Any:
+        """As torch has them."""
+        return torch.from_numpy(self.y)
+
+
+def use_foolbox(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
+    """A name with a dot is of a module that foolbox.attacks does not export."""
+    foolbox = importlib.import_module("foolbox")
+    module, _, kind = f"foolbox.attacks.{name}".rpartition(".")
+    attack = getattr(importlib.import_module(module), kind)(**options)
+    model = foolbox.PyTorchModel(world.module, bounds=(0, 1), device="cpu")
+    epsilon = None if case.minimal else case.epsilon
+    raw, clipped, _ = attack(model, world.images, world.labels, epsilons=epsilon)
+    found: Array = (raw if case.minimal else clipped).detach().numpy()
+    return found
+
+
+def use_torchattacks(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
+    """Their AutoAttack has 10 steps: its parts are made here, with 100."""
+    library = importlib.import_module("torchattacks")
+
+    def make(kind: str, **given: Any) -> Any:
+        wanted = getattr(library, kind)
+        if "seed" in inspect.signature(wanted).parameters:
+            given["seed"] = seed
+        return wanted(world.module, **given)
+
+    if name == "standard":
+        attack = library.MultiAttack(
+            [
+                make("APGD", **options, steps=100),
+                make("APGDT", **options, steps=100),
+                make("FAB", **options, steps=100, multi_targeted=True),
+                make("Square", **options, n_queries=5000),
+            ]
+        )
+    else:
+        attack = make(name, **options)
+    found: Array = attack(world.images, world.labels).detach().numpy()
+    return found
+
+
+def use_art(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
+    """Adversarial Robustness Toolbox."""
+    evasion = importlib.import_module("art.attacks.evasion")
+    estimators = importlib.import_module("art.estimators.classification")
+    classifier = estimators.PyTorchClassifier(
+        model=world.module,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=world.x.shape[1:],
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    kind = getattr(evasion, name)
+    known = inspect.signature(kind).parameters
+    more = {"batch_size": 100, "verbose": False}
+    attack = kind(classifier, **{k: v for k, v in more.items() if k in known}, **options)
+    found: Array = attack.generate(world.x, y=world.y)
+    return found
+
+
+def use_autoattack(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
+    """The reference code, as the wheel pyautoattack has it."""
+    library = importlib.import_module("pyautoattack")
+    attack = library.AutoAttack(world.module, seed=seed, **options)
+    if name != "standard":
+        attack.attacks_to_run = [name]
+    x_adv, _ = attack.run_standard_evaluation(world.images, world.labels, batch_size=500)
+    found: Array = x_adv.detach().numpy()
+    return found
+
+
+# As package managers know them.
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "torch": "torch",
+    "AutoAttack": "pyautoattack",
+    "foolbox": "foolbox",
+    "torchattacks": "torchattacks",
+    "ART": "adversarial-robustness-toolbox",
+}
+LIBRARIES: dict[str, tuple[str, Callable[[World, str, Options, Case, int], Array]]] = {
+    "AutoAttack": ("pyautoattack", use_autoattack),
+    "foolbox": ("foolbox", use_foolbox),
+    "torchattacks": ("torchattacks", use_torchattacks),
+    "ART": ("art", use_art),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one library found in one case.
+
+    Attributes:
+        robust: for each seed, for each example, 1 or 0 as text.
+        distance: median over the examples that are classified correctly, inf where none was found.
+        seconds: of all seeds.
+        failed: why there is nothing else.
+    """
+
+    robust: list[str] = field(default_factory=list)
+    distance: float | None = None
+    seconds: float = 0.0
+    failed: str | None = None
+
+    @property
+    def table(self) -> Array:
+        """bool `(seeds, examples)`."""
+        return np.array([[each == "1" for each in row] for row in self.robust])
+
+
+class Contest:
+    """The sample model, on onnxruntime and in torch."""
+
+    def __init__(self) -> None:
+        self.model = jr.load(SAMPLES / "lenet_mnist.onnx")
+        self.target = jr.Target(self.model, device="cpu")
+        self.data = jr.load_npz(SAMPLES / "mnist_test.npz")
+        self.module = load_weights(SAMPLES / "lenet_mnist.onnx")
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+
+    def run(self, case: Case, library: str) -> Found:
+        """Lets one library attack, and judges what it returns."""
+        x, y = self.data.x[: case.examples], self.data.y[: case.examples]
+        correct = self.target.logits(x).argmax(axis=1) == y
+        start, rows, distances = time.perf_counter(), [], []
+        for seed in range(case.seeds):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            robust, distance = correct.copy(), np.full(len(x), np.inf)
+            if library == OURS and case.ours is None:
+                robust = self._suite(case, x, y, seed)
+            else:
+                points = self._points(case, library, x[correct], y[correct], seed)
+                robust[correct], distance[correct] = self._judge(
+                    case, points, x[correct], y[correct], 0.0 if library == OURS else SLACK
+                )
+            rows.append("".join("01"[int(each)] for each in robust))
+            distances.append(float(np.median(distance[correct])))
+        size = float(np.mean(distances)) if case.minimal else None
+        return Found(rows, size, time.perf_counter() - start)
+
+    def _suite(self, case: Case, x: Array, y: Array, seed: int) -> Array:
+        threat = ThreatModel(norm=case.norm, epsilon=case.epsilon)
+        found = jr.evaluate(
+            self.model, x, y, threat=threat, suite="standard", device="cpu", seed=seed
+        )
+        return found.models[0].robust
+
+    def _points(self, case: Case, library: str, x: Array, y: Array, seed: int) -> Array:
+        if library != OURS:
+            name, options = case.others[library]
+            return LIBRARIES[library][1](World(self.module, x, y), name, options, case, seed)
+        assert case.ours is not None
+        epsilon = np.inf if case.minimal else case.epsilon
+        threat = ThreatModel(norm=case.norm, epsilon=epsilon)
+        return case.ours.run(self.target, x, y, threat, seed=seed, batch_size=256).x_adv
+
+    def _judge(
+        self, case: Case, points: Array, x: Array, y: Array, slack: float
+    ) -> tuple[Array, Array]:
+        """Returns who is robust at epsilon, and how far the misclassified points are."""
+        inside = np.abs(points - np.clip(points, 0, 1)).max(axis=(1, 2, 3)) <= slack
+        points = np.clip(points, 0, 1).astype(np.float32)
+        threat = ThreatModel(norm=case.norm, epsilon=case.epsilon)
+        distance = threat.distance(points, x)
+        wrong = (self.target.logits(points).argmax(axis=1) != y) & inside
+        allowed = case.epsilon * (1 + slack)
+        near = distance <= allowed if slack else threat.contains(points, x)
+        return ~(wrong & near), np.where(wrong, distance, np.inf)
+
+
+def compare(path: Path, chosen: Sequence[Case], *, again: bool) -> dict[str, dict[str, Found]]:
+    """Runs what the file of results does not have yet, and writes it after each case."""
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    contest = Contest()
+    for case in chosen:
+        entry = stored.setdefault(case.key, {})
+        for library in (OURS, *case.others):
+            if _finished(case, entry.get(library)) and not (again and library == OURS):
+                continue
+            if library != OURS and not _installed(LIBRARIES[library][0]):
+                found = Found(failed="not installed")
+            else:
+                found = _tried(contest, case, library)
+            entry[library] = vars(found)
+            path.write_text(json.dumps(stored) + "\n")
+            said = found.failed or f"{found.table.mean():.1%}, {found.seconds:.1f} s"
+            print(f"{case.key:28} {library:12} {said}", flush=True)
+    return {
+        case.key: {library: Found(**found) for library, found in stored[case.key].items()}
+        for case in cases()
+        if case.key in stored
+    }
+
+
+def _finished(case: Case, entry: dict[str, Any] | None) -> bool:
+    """Whether a stored result is of this many examples and seeds."""
+    if entry is None or entry["failed"] is not None:
+        return False
+    return [len(row) for row in entry["robust"]] == [case.examples] * case.seeds
+
+
+def _tried(contest: Contest, case: Case, library: str) -> Found:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return contest.run(case, library)
+    except Exception as error:
+        if library == OURS:
+            raise
+        # A bug of another library is a cell of the table, not the end of the run.
+        return Found(failed=f"{type(error).__name__}: {error}"[:200])
+
+
+def _installed(module: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return False
+    return True
+
+
+def table(results: Mapping[str, Mapping[str, Found]]) -> str:
+    """Returns robust accuracies, and ours less the strongest other."""
+    libraries = list(LIBRARIES)
+    titles = ["attack", "ball", "examples x seeds", OURS, *libraries, "ours - strongest"]
+    rows = []
+    for case in (case for case in cases() if case.key in results):
+        found = results[case.key]
+        cells = [
+            f"{case.name} ({case.budget})",
+            f"{case.norm} {case.epsilon:g}",
+            f"{case.examples} x {case.seeds}",
+            *(_share(found.get(library)) for library in (OURS, *libraries)),
+            _difference(found),
+        ]
+        rows.append(cells)
+    return markdown(titles, rows, text=2)
+
+
+def distances(results: Mapping[str, Mapping[str, Found]]) -> str:
+    """Returns median distances of the attacks that look for the smallest one."""
+    titles = ["attack", "norm", OURS, *LIBRARIES]
+    rows = []
+    for case in (case for case in cases() if case.minimal and case.key in results):
+        found = results[case.key]
+        sizes = [found[each].distance if each in found else None for each in (OURS, *LIBRARIES)]
+        cells = ["" if size is None else f"{size:.4f}" for size in sizes]
+        rows.append([case.name, case.norm, *cells])
+    return markdown(titles, rows, text=2)
+
+
+def measured() -> str:
+    """Returns the date and the versions of what is installed."""
+    versions = []
+    for name, package in PACKAGES.items():
+        try:
+            versions.append(f"{name} {metadata.version(package).partition('+')[0]}")
+        except metadata.PackageNotFoundError:
+            versions.append(f"{name} (not installed)")
+    return f"Measured on {date.today()} with {', '.join(versions)}.\n"
+
+
+def _share(found: Found | None) -> str:
+    if found is None:
+        return ""
+    if found.failed:
+        return found.failed if found.failed == "not installed" else "failed"
+    shares = found.table
+    low, high = wilson(shares[0])
+    return (
+        f"{shares.mean():.1%}"
+        if len(shares[0]) >= 500
+        else (f"{shares.mean():.1%} [{100 * low:.0f}..{100 * high:.0f}]")
+    )
+
+
+def _difference(found: Mapping[str, Found]) -> str:
+    """In points, with the 95% interval of the paired difference where there is any."""
+    others = [each for name, each in found.items() if name != OURS and not each.failed]
+    if not others:
+        return ""
+    lowest = min(others, key=lambda each: float(each.table.mean()))
+    each = found[OURS].table.mean(axis=0) - lowest.table.mean(axis=0)
+    half = 1.96 * each.std(ddof=1) / np.sqrt(len(each))
+    spread = f" [{100 * (each.mean() - half):+.1f}..{100 * (each.mean() + half):+.1f}]"
+    return f"{100 * each.mean():+.1f}" + (spread if half else "")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare attacks with other libraries'.")
+    parser.add_argument("--results", type=Path, required=True, help="JSON of what is finished")
+    parser.add_argument("--only", default="", help="cases whose key has this text, case ignored")
+    parser.add_argument("--again", action="store_true", help="run ours again")
+    parser.add_argument("--write", type=Path, help="Markdown file whose tables are replaced")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line."""
+    arguments = _parse(argv)
+    torch.set_num_threads(1)
+    chosen = [case for case in cases() if arguments.only.lower() in case.key.lower()]
+    results = compare(arguments.results, chosen, again=arguments.again)
+    if arguments.write:
+        put(arguments.write, "measured", measured())
+        put(arguments.write, "attacks", table(results))
+        put(arguments.write, "distances", distances(results))
+    else:
+        print(table(results), distances(results), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
