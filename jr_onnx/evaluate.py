@@ -185,12 +185,13 @@ class Evaluation:
             )
         if adaptive and adaptive.interval[0] <= 0:
             low, high = (100 * end for end in adaptive.interval)
+            what = "which is a loss" if high < 0 else "which does not exclude zero"
             found.append(
                 Finding(
                     "JR003",
                     "warning",
                     f"no gain shown: the change of the worst case is {low:+.1f} to {high:+.1f} "
-                    "points (95%), which does not exclude zero",
+                    f"points (95%), {what}",
                 )
             )
         return tuple(found)
@@ -417,7 +418,9 @@ class _Job:
             result = self.checkpoint.recall((*key, digest(self.x, self.y, chosen)), run)
         broken = result.correct & ~result.robust
         # A trial may look further than the threat model; only what is inside counts against it.
-        broken &= self.threat.contains(result.x_adv, self.x[chosen])
+        # The model sees the examples rounded to its dtype, and the ball is around these.
+        x = self.x[chosen].astype(result.x_adv.dtype)
+        broken &= self.threat.contains(result.x_adv, x)
         robust = correct.copy()
         robust[chosen[broken]] = False
         return Outcome(trial, threat, chosen, result, robust)

@@ -78,7 +78,8 @@ def diagnose(
     x, y = x[chosen], y[chosen]
     if any(outcome.trial.attack.uses_gradients for outcome in outcomes.values()):
         found += _of_the_gradient(target, x, y)
-        found += _of_the_attack(target, x, y, threat, chosen, seed)
+        if np.isfinite(threat.epsilon):
+            found += _of_the_attack(target, x, y, threat, chosen, seed)
     found += _of_the_blind(outcomes, correct)
     return tuple(
         Finding(each.rule, each.level, f"{target.model.name}: {each.message}") for each in found

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import jr_onnx as jr
-from jr_onnx.attacks import PGD, ThreatModel
+from jr_onnx.attacks import FGSM, PGD, DeepFool, ThreatModel
 from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.statistics import mcnemar, wilson
 from jr_onnx.suites import Suite, Trial, adaptive, naive
+
+MakeModel = Callable[..., jr.Model]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +140,38 @@ def test_the_adaptive_suite_tells_what_the_naive_gain_is_worth(
             assert np.array_equal(outcome.indices, np.flatnonzero(left)), "a broken example leaves"
             left = left & outcome.robust
         assert np.array_equal(left, model.robust)
+
+
+def test_a_float16_model_is_as_fragile_as_its_float32_twin(text_model: MakeModel) -> None:
+    """Pixels such as 7/255 are no float16: the ball is around what the model sees."""
+    rng = np.random.default_rng(0)
+    x = (rng.integers(80, 176, (100, 8)) / 255).astype(np.float32)
+    one_step = Suite("fgsm", (Trial(name="fgsm", attack=FGSM()),))
+    robust = []
+    for kind in ("float", "float16"):
+        model = text_model(
+            f"g ({kind}[N, 8] x) => ({kind}[N, 2] z) <int64[1] zero = {{0}}, int64[1] one = {{1}}>"
+            "{ half = Constant <value_float: float = 0.5> () c = CastLike (half, x) s = Sub (x, c)"
+            " a = Slice (s, zero, one, one) b = Neg (a) z = Concat <axis: int = 1> (a, b) }"
+        )
+        y = jr.Target(model, device="cpu").logits(x).argmax(axis=1)
+        found = jr.evaluate(
+            model, x, y, threat=ThreatModel(epsilon=0.1), suite=one_step, device="cpu"
+        )
+        robust.append(found.models[0].robust_accuracy)
+    assert 0 < robust[0] < 1
+    # A float16 holds pixels around 0.5 to 0.0005.
+    assert abs(robust[0] - robust[1]) <= 0.02
+
+
+def test_a_search_without_a_ball_is_no_error(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    suite = Suite("deepfool", (Trial(name="deepfool", attack=DeepFool(steps=20)),))
+    found = jr.evaluate(
+        lenet,
+        mnist.x[:5],
+        mnist.y[:5],
+        threat=ThreatModel(epsilon=np.inf),
+        suite=suite,
+        device="cpu",
+    )
+    assert found.models[0].robust_accuracy == 0
