@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jr_onnx.attacks import Attack, Classifier, ThreatModel
-from jr_onnx.attacks.attack import DEFAULT_BATCH_SIZE, Counts, Progress
+from jr_onnx.attacks.attack import Counts, Progress
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation, evaluate
@@ -31,6 +31,7 @@ from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.statistics import wilson
 from jr_onnx.suites import Suite
+from jr_onnx.target import DEFAULT_BATCH_SIZE
 
 Array = np.ndarray[Any, Any]
 # Share of the examples that a wider ball may lose before the attack is called invalid.
@@ -215,15 +216,8 @@ class ModelCurve:
 
     def to_json(self, epsilons: Sequence[float]) -> dict[str, Any]:
         """Returns the entry of `models` in the result."""
-        model = self.first
         return {
-            "role": model.role,
-            "path": str(model.model.path) if model.model.path else None,
-            "sha256": model.model.sha256,
-            "provider": model.provider,
-            "jumps": model.jumps,
-            "clean_accuracy": model.clean_accuracy,
-            "clean_accuracy_interval": list(wilson(model.correct)),
+            **self.first.head_json(),
             "points": [
                 {
                     "epsilon": epsilon,

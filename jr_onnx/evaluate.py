@@ -24,7 +24,7 @@ from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.statistics import mcnemar, paired_interval, wilson
 from jr_onnx.suites import Outcome, Suite, Trial, find_suite
-from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
+from jr_onnx.target import DEFAULT_BATCH_SIZE, Target, check_classes
 
 Array = np.ndarray[Any, Any]
 # told the role of the model, the trial, and how many examples more are finished
@@ -75,6 +75,18 @@ class ModelEvaluation:
     def robust_accuracy(self) -> float:
         """Share that no attack broke, 0..1."""
         return float(self.robust.mean())
+
+    def head_json(self) -> dict[str, Any]:
+        """Returns what its entries in the results begin with: which model, and without attack."""
+        return {
+            "role": self.role,
+            "path": str(self.model.path) if self.model.path else None,
+            "sha256": self.model.sha256,
+            "provider": self.provider,
+            "jumps": self.jumps,
+            "clean_accuracy": self.clean_accuracy,
+            "clean_accuracy_interval": list(wilson(self.correct)),
+        }
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
@@ -224,13 +236,7 @@ class Evaluation:
 
     def _model_json(self, model: ModelEvaluation) -> dict[str, Any]:
         return {
-            "role": model.role,
-            "path": str(model.model.path) if model.model.path else None,
-            "sha256": model.model.sha256,
-            "provider": model.provider,
-            "jumps": model.jumps,
-            "clean_accuracy": model.clean_accuracy,
-            "clean_accuracy_interval": list(wilson(model.correct)),
+            **model.head_json(),
             "naive_accuracy": model.naive_accuracy,
             "robust_accuracy": model.robust_accuracy,
             "robust_accuracy_interval": list(wilson(model.robust)),
@@ -331,13 +337,7 @@ def check_fit(target: Target, x: Array, y: Array) -> None:
             f"{target.model.name}: the output has shape {logits.shape} for one example; expected "
             "(1, classes)"
         )
-    classes = logits.shape[1]
-    if len(y) and int(y.max()) >= classes:
-        at = int(y.argmax())
-        raise DataError(
-            f"label {int(y[at])} at index {at} is out of range: {target.model.name} has {classes} "
-            f"classes (0..{classes - 1}). Do the labels start at 1?"
-        )
+    check_classes(y, logits.shape[1], target.model.name)
 
 
 @dataclass(frozen=True)

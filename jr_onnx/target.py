@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jr_onnx.autodiff import InputGradient, Surrogates, input_gradient
-from jr_onnx.autodiff.losses import LABELS, REFERENCE, TARGETS
+from jr_onnx.autodiff.losses import LABELS, REFERENCE, TARGETS, classes_of
 from jr_onnx.errors import DataError, ModelError, ParameterError
 from jr_onnx.model import Model, load
 from jr_onnx.session import Port, Session, batches
@@ -147,7 +146,7 @@ class Target:
         given = {LABELS: y, REFERENCE: y, TARGETS: targets}
         for what in graph.compared:
             if what != REFERENCE:
-                self._check_classes(np.asarray(given[what]), len(x))
+                self._check_labels(np.asarray(given[what]), len(x))
         ports = {port.name: port for port in session.inputs}
         names = (graph.x, *graph.compared.values())
         more = [
@@ -194,22 +193,13 @@ class Target:
             self._gradients[key] = _Backward(graph, self._device, micro)
         return self._gradients[key]
 
-    def _check_classes(self, y: Array, examples: int) -> None:
+    def _check_labels(self, y: Array, examples: int) -> None:
         if y.shape != (examples,) or y.dtype.kind not in "iu":
             raise DataError(
                 f"expected one integer label for each of {examples} examples, got {y.dtype} of "
                 f"shape {y.shape}"
             )
-        shape = self._forward.outputs[0].shape[1:]
-        sizes = [size for size in shape if isinstance(size, int)]
-        classes = math.prod(sizes) if len(sizes) == len(shape) else None
-        wrong = (y < 0) | (y >= classes) if classes is not None else y < 0
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            raise DataError(
-                f"label {y[at]} at index {at} is out of range: {self.model.name} has "
-                f"{classes or 'unknown'} classes, counted from 0"
-            )
+        check_classes(y, classes_of(self._forward.outputs[0].shape), self.model.name)
 
     def _in_batches(
         self, run: Callable[..., tuple[Array, ...]], port: Port, x: Array, *more: Array
@@ -278,6 +268,28 @@ class SurrogateTarget:
     ) -> Derivative:
         """As the target's, with the surrogate."""
         return self.target.differentiate(x, y, loss=loss, surrogate=self.surrogate, targets=targets)
+
+
+def check_classes(y: Array, classes: int | None, name: str) -> None:
+    """Compares labels with the number of classes.
+
+    Args:
+        y: int, from 0.
+        classes: how many there are, None if that is not known.
+        name: of the model, for the message.
+
+    Raises:
+        DataError: a label is negative or too large.
+    """
+    wrong = y < 0 if classes is None else (y < 0) | (y >= classes)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        known = (
+            "labels start at 0"
+            if classes is None
+            else (f"{name} has {classes} classes (0..{classes - 1}). Do the labels start at 1?")
+        )
+        raise DataError(f"label {int(y[at])} at index {at} is out of range: {known}")
 
 
 def _only(ports: tuple[Port, ...], what: str, model: Model) -> Port:

@@ -31,8 +31,8 @@ from jr_onnx.attacks.batch import (
     reseeded,
 )
 from jr_onnx.attacks.l1_box import project_l1_box
-from jr_onnx.attacks.nearest import check_at_least, per_example, ranked_rivals
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.nearest import check_at_least, ranked_rivals
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

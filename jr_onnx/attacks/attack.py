@@ -15,11 +15,11 @@ import numpy as np
 
 from jr_onnx.attacks.threat import NORMS, ThreatModel
 from jr_onnx.errors import DataError, ModelError, ParameterError
+from jr_onnx.target import DEFAULT_BATCH_SIZE
 
 Array = np.ndarray[Any, Any]
 # told how many examples more are finished
 Progress = Callable[[int], None]
-DEFAULT_BATCH_SIZE = 64
 
 
 class Gradients(Protocol):

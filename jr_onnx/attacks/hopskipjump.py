@@ -18,7 +18,6 @@ from jr_onnx.attacks.batch import generators
 from jr_onnx.attacks.nearest import (
     Nearest,
     check_at_least,
-    check_norm,
     check_positive,
     misclassified,
     per_example,
@@ -86,7 +85,6 @@ class HopSkipJump(Attack):
         Raises:
             ParameterError: the norm is l1.
         """
-        check_norm(self.name, threat, *self.norms)
         return _Walk(self, target, x, y, threat, generators(seed, indices)).run()
 
 

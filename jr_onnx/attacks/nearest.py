@@ -28,18 +28,6 @@ DUAL: dict[str, Norm] = {"linf": NORMS["l1"], "l2": NORMS["l2"], "l1": NORMS["li
 _ROUNDING = 16
 
 
-def check_norm(attack: str, threat: ThreatModel, *norms: str) -> None:
-    """Compares the threat model's norm with those that an attack is defined for.
-
-    Raises:
-        ParameterError: it is none of them.
-    """
-    if threat.norm not in norms:
-        raise ParameterError(
-            f"{attack} minimises {' or '.join(norms)}, got a threat model of {threat.norm}"
-        )
-
-
 def check_at_least(least: float, **options: float) -> None:
     """Compares options with the least value that makes sense.
 
@@ -207,12 +195,6 @@ class Nearest:
             self.offer(rows, points, wrong)
             wrong = wrong.reshape(low.shape)
             low, high = np.where(wrong, low, middle), np.where(wrong, middle, high)
-
-
-def per_example(values: Array, like: Array) -> Array:
-    """Shapes `(batch,)` so that it meets `(batch, ...)`."""
-    shaped: Array = values.reshape(-1, *[1] * (like.ndim - 1))
-    return shaped
 
 
 def _without(z: Array, y: Array) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
 from jr_onnx.attacks.batch import Draws, Grid, generators, radius, scores
-from jr_onnx.attacks.nearest import check_at_least, check_norm, margin, misclassified
+from jr_onnx.attacks.nearest import check_at_least, margin, misclassified
 from jr_onnx.attacks.threat import ThreatModel
 from jr_onnx.errors import ParameterError
 
@@ -69,7 +69,6 @@ class Square(Attack):
         Raises:
             ParameterError: the norm is l1, or epsilon is inf.
         """
-        check_norm(self.name, threat, *self.norms)
         radius(self.name, threat)
         grid, streams = Grid(x.shape[1:]), generators(seed, indices)
         kind = _Stripes if threat.norm == "linf" else _Bumps

@@ -67,15 +67,15 @@ class L2:
     def direction(self, gradient: Array) -> Array:
         """The gradient, scaled to length 1; 0 stays 0."""
         # Scaled first: squares of gradients below 1e-19 vanish in float32.
-        largest = _per_example(Linf().distance(gradient), gradient)
+        largest = per_example(Linf().distance(gradient), gradient)
         scaled = gradient / np.where(largest > 0, largest, 1)
-        length = _per_example(self.distance(scaled), scaled)
+        length = per_example(self.distance(scaled), scaled)
         unit: Array = scaled / np.where(length > 0, length, 1)
         return unit
 
     def project(self, delta: Array, epsilon: float) -> Array:
         """Shortens what is too long."""
-        length = _per_example(self.distance(delta), delta)
+        length = per_example(self.distance(delta), delta)
         shorter: Array = delta * np.minimum(1, epsilon * _INSIDE / np.maximum(length, _TINY))
         return shorter
 
@@ -106,8 +106,8 @@ class L1:
         flat = _flat(np.abs(gradient))
         count = max(1, round(self.moved * flat.shape[1]))
         least = np.partition(flat, -count, axis=1)[:, -count:].min(axis=1)
-        chosen = np.sign(gradient) * (np.abs(gradient) >= _per_example(least, gradient))
-        unit: Array = chosen / _per_example(np.maximum(self.distance(chosen), 1), gradient)
+        chosen = np.sign(gradient) * (np.abs(gradient) >= per_example(least, gradient))
+        unit: Array = chosen / per_example(np.maximum(self.distance(chosen), 1), gradient)
         return unit
 
     def project(self, delta: Array, epsilon: float) -> Array:
@@ -119,7 +119,7 @@ class L1:
         last = (falling * count > over).sum(axis=1, keepdims=True)
         at = np.maximum(last - 1, 0)
         amount = np.maximum(np.take_along_axis(over, at, axis=1) / (at + 1), 0)
-        size = np.maximum(np.abs(delta) - _per_example(amount[:, 0], delta), 0)
+        size = np.maximum(np.abs(delta) - per_example(amount[:, 0], delta), 0)
         shorter: Array = np.sign(delta) * size
         return shorter
 
@@ -142,7 +142,7 @@ def _flat(array: Array) -> Array:
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
-def _per_example(values: Array, like: Array) -> Array:
+def per_example(values: Array, like: Array) -> Array:
     """Shapes `(batch,)` so that it meets `(batch, ...)`."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 

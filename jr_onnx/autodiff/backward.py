@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.flow import captured, depends_on, spelled
-from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, find_loss
+from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, classes_of, find_loss
 from jr_onnx.autodiff.prepare import Prepared, prepare
 from jr_onnx.autodiff.quantization import in_floats
 from jr_onnx.autodiff.registry import (
@@ -128,7 +127,7 @@ def _loss_head(
         raise ModelError(f"the rank of the output {z!r} is unknown, {name} needs it")
     flat = loss.classes > 0 and (shape is None or len(shape) != 2)
     logits = emit.op("Flatten", z, axis=1) if flat else z
-    classes = _classes(shape)
+    classes = classes_of(shape)
     if classes is not None and classes < loss.classes:
         way_on = (
             "take margin or cross_entropy"
@@ -146,12 +145,6 @@ def _loss_head(
     seed = seed.to(tensor.element or element)
     loss_name = emit.op("Reshape", value.name, emit.integers(-1))
     return logits, loss_name, emit.reshape_like(seed.name, z) if flat else seed.name
-
-
-def _classes(shape: tuple[int | str | None, ...] | None) -> int | None:
-    """Returns how many outputs an example has, None if that is not known."""
-    sizes = [] if shape is None else [size for size in shape[1:] if isinstance(size, int)]
-    return math.prod(sizes) if shape is not None and len(sizes) == len(shape[1:]) else None
 
 
 def _walk_back(

@@ -15,7 +15,7 @@ attack makes each of them larger. The gradients are closed forms, in float32, or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -62,7 +62,8 @@ class Head:
             _, classes = emit.node("TopK", [z, emit.integers(count)], [None, None], axis=1)
         else:
             _, classes = emit.node("TopK", [z], [None, None], axis=1, k=count)
-        return [emit.op("Gather", classes, _index(emit, at), axis=1) for at in range(count)]
+        places = [emit.scalar(at, TensorProto.INT64) for at in range(count)]
+        return [emit.op("Gather", classes, at, axis=1) for at in places]
 
     def rival(self) -> Term:
         """Returns the best class other than the label, as rows of 0 and 1."""
@@ -79,10 +80,6 @@ class Head:
         above, below = (self.z * direction).sum([1]), (self.z * scale).sum([1]) + _TINY
         loss = above / below
         return loss, (direction - loss * scale) / below
-
-
-def _index(emit: Emitter, at: int) -> str:
-    return emit.constant(np.array(at, np.int64))
 
 
 def cross_entropy(head: Head) -> tuple[Term, Term]:
@@ -153,6 +150,16 @@ LOSSES: dict[str, Loss] = {
     "logit_difference": Loss(logit_difference, (LABELS, TARGETS)),
     "drift": Loss(drift, (REFERENCE,), classes=0),
 }
+
+
+def classes_of(shape: Sequence[int | str | None] | None) -> int | None:
+    """Returns how many outputs an example has, None if that is not known.
+
+    Args:
+        shape: of the outputs of a batch.
+    """
+    sizes = [] if shape is None else [size for size in shape[1:] if isinstance(size, int)]
+    return math.prod(sizes) if shape is not None and len(sizes) == len(shape[1:]) else None
 
 
 def find_loss(name: str) -> Loss:

@@ -114,8 +114,8 @@ def prepare(model: Model, *, x: str | None = None, output: str | None = None) ->
     known = Known.of(Model.of(proto, model.folder))
     jumps = [each for each in find_jumps(graph, known.constant, x) if _keeps_shape(each, known)]
     for jump in jumps:
-        _write_as_one_node(jump, known, _opset(proto))
-    logits, ending = _before_softmax(graph, known, output, _opset(proto))
+        _write_as_one_node(jump, known, opset_of(proto.opset_import))
+    logits, ending = _before_softmax(graph, known, output, opset_of(proto.opset_import))
     if write_as_matrices(proto, known.tensor, known.constant):
         known = Known.of(Model.of(proto, model.folder))
     by_output = {jump.y: jump for jump in jumps}
@@ -135,13 +135,9 @@ def _one_of(names: list[str], asked: str | None, what: str, where: str) -> str:
     raise ModelError(f"{where}: there is no {what} {asked!r}, it has {names}")
 
 
-def _opset(proto: onnx.ModelProto) -> int:
-    return opset_of(proto.opset_import)
-
-
 def _lift(proto: onnx.ModelProto, where: str) -> None:
     """Reads opsets 7 and 8 as 9: the operators in use are the same, or get the new spelling."""
-    opset = _opset(proto)
+    opset = opset_of(proto.opset_import)
     if opset < _OLDEST_OPSET:
         raise UnsupportedOpsetError(
             f"{where}: gradients need opset {_OLDEST_OPSET} or newer, the model has {opset}. "

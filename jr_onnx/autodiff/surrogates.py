@@ -77,8 +77,6 @@ class Surrogate:
             return None
         if self.name == "relu":
             return x > 0
-        if self.name == "exact":
-            return x > threshold
         least = _NARROW.get(x.element, _NARROW[TensorProto.FLOAT])
         absolute = max(self.width, least)
         width = (self.width * threshold).op("Max", least) if self.relative else absolute
