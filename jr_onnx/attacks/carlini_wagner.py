@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jr_onnx.attacks.nearest import Nearest, per_example
+from jr_onnx.attacks.nearest import Nearest
 from jr_onnx.attacks.penalty import Hinge, Penalty, Plateau
+from jr_onnx.attacks.threat import per_example
 
 Array = np.ndarray[Any, Any]
 # Of the way from the centre to the bounds, where the example starts: tanh(inf) has no gradient.

@@ -17,10 +17,9 @@ from jr_onnx.attacks.nearest import (
     check_at_least,
     misclassified,
     nearest_boundary,
-    per_example,
     ranked_rivals,
 )
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 
 Array = np.ndarray[Any, Any]
 # The step of the authors' code is longer by this, or it may end short of a boundary by rounding.

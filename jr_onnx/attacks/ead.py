@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jr_onnx.attacks.nearest import Nearest, check_positive, per_example
+from jr_onnx.attacks.nearest import Nearest, check_positive
 from jr_onnx.attacks.penalty import Hinge, Penalty, Plateau
+from jr_onnx.attacks.threat import per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

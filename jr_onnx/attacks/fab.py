@@ -21,10 +21,9 @@ from jr_onnx.attacks.nearest import (
     check_positive,
     misclassified,
     nearest_boundary,
-    per_example,
     ranked_rivals,
 )
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

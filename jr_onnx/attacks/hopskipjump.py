@@ -20,9 +20,8 @@ from jr_onnx.attacks.nearest import (
     check_at_least,
     check_positive,
     misclassified,
-    per_example,
 )
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 
 Array = np.ndarray[Any, Any]
 

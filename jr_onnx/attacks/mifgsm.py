@@ -13,8 +13,8 @@ import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
 from jr_onnx.attacks.batch import check_classes_of, check_loss, climb, radius
-from jr_onnx.attacks.nearest import check_at_least, per_example
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.nearest import check_at_least
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

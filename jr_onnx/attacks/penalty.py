@@ -24,10 +24,9 @@ from jr_onnx.attacks.nearest import (
     check_at_least,
     check_positive,
     margin,
-    per_example,
     rounding,
 )
-from jr_onnx.attacks.threat import ThreatModel
+from jr_onnx.attacks.threat import ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

@@ -12,8 +12,8 @@ import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
 from jr_onnx.attacks.batch import Grid, generators, scores
-from jr_onnx.attacks.nearest import check_at_least, check_positive, misclassified, per_example
-from jr_onnx.attacks.threat import ThreatModel
+from jr_onnx.attacks.nearest import check_at_least, check_positive, misclassified
+from jr_onnx.attacks.threat import ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]

@@ -24,10 +24,9 @@ from jr_onnx.attacks.nearest import (
     check_positive,
     misclassified,
     nearest_boundary,
-    per_example,
     ranked_rivals,
 )
-from jr_onnx.attacks.threat import NORMS, ThreatModel
+from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 
 Array = np.ndarray[Any, Any]
 # Smallest and largest radius, in input units, as in the authors' code.
