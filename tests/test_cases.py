@@ -678,6 +678,8 @@ def test_other_spellings_of_relu(node: str, weights: dict[str, Any]) -> None:
         ("m = ReduceMean(x) q = Pow(m, t) v = Sub(x, q) y = Clip(v, z)", "keeps a variance"),
         ("b = LessOrEqual(x, t) y = Where(b, z, x)", "a threshold already, spelled LessOrEqual"),
         ("b = Greater(x, z) y = Where(b, x, z)", "a threshold already, spelled Greater"),
+        ("b = Greater(x, t) c = Cast<to=1>(b) y = Mul(x, c)", "spelled Greater and Mul"),
+        ("b = Less(t, x) c = Cast<to=1>(b) y = Mul(c, x)", "spelled Less and Mul"),
         ("i = Cast<to=7>(x) c = Clip(i, k) y = Gather(x, c)", "used as indices or shapes"),
         ('y, h = RNN<hidden_size=1, activations=["Relu"]>(x, z, z)', "computes a Relu inside"),
     ],

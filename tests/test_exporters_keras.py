@@ -110,6 +110,13 @@ def test_a_convolutional_network(opset: int) -> None:
     check(model, [op_type for _, op_type in kinds], before, after, inputs(16, 8, 8, 3))
 
 
+def test_a_prelu_of_slope_0_is_two_halves() -> None:
+    """The one of max(-x, 0) is multiplied by 0, and gets a jump that changes nothing."""
+    model = export(perceptron(layers.PReLU("zeros")), 15)
+    before, after = perceptron(ops.relu), perceptron(jumping(ops.relu))
+    check(model, ["Relu", "Relu"], before, after, inputs(32, 6))
+
+
 @pytest.mark.parametrize("opset", [9, 18])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation(name: str, opset: int) -> None:
@@ -136,6 +143,7 @@ def test_a_threshold_that_tf2onnx_makes_a_jump_already_gets_another_one() -> Non
         (layers.Activation("hard_swish"), r"Clip\(x \+ 3, 0, 6\)"),
         (lambda x: x * layers.ReLU(6.0)(x + 3.0) * (1 / 6), r"Clip\(x \+ 3, 0, 6\)"),
         (layers.LeakyReLU(negative_slope=0.25), r"its slope below 0 is 0\.25"),
+        (layers.PReLU("ones"), "half of a decomposed PRelu"),
         (layers.Activation("elu"), "Elu is no ReLU"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -322,6 +323,60 @@ def test_the_parts_of_a_hard_swish_may_be_in_several_scopes(text_model: MakeMode
     assert list(found) == ["f", "w.then_branch>b"]
     assert all("decomposed hard-swish" in reason for reason in found.values())
     assert _seen_by_surgeon(model) == []
+
+
+# Keras has no PRelu in TensorFlow: it writes its halves. a is the slope, n that of no value.
+HALVES = {
+    "Keras": "p = Relu(x) m = Neg(x) h = Relu(m) s = Mul(a, h) y = Add(p, s)",
+    "Sub": "p = Relu(x) m = Neg(x) h = Relu(m) s = Mul(h, a) y = Sub(p, s)",
+    "Neg later": "p = Relu(x) m = Neg(x) h = Relu(m) s = Mul(a, h) t = Neg(s) y = Add(t, p)",
+    "Max": "p = Max(x, z) m = Neg(x) h = Max(z, m) s = Div(h, a) y = Add(p, s)",
+    "Min": "p = Relu(x) h = Min(x, z) s = Mul(a, h) y = Add(p, s)",
+    "Abs": "p = Relu(x) b = Abs(x) d = Sub(x, b) s = Mul(a, d) y = Add(p, s)",
+    "absolute value": "p = Relu(x) m = Neg(x) h = Relu(m) y = Add(p, h)",
+    "converted": "p = Relu(x) c = Cast<to=11>(p) e = Cast<to=1>(c) h = Min(x, z) y = Add(e, h)",
+}
+NO_HALVES = {
+    "slopes of 0": "p = Relu(x) m = Neg(x) h = Relu(m) s = Mul(o, h) y = Add(p, s)",
+    "both kept (CReLU)": "p = Relu(x) m = Neg(x) h = Relu(m) y = Concat<axis=0>(p, h)",
+    "of another value": "p = Relu(x) m = Exp(x) n = Neg(m) h = Relu(n) y = Add(p, h)",
+    "a shortcut": "p = Relu(x) s = Mul(x, a) y = Add(p, s)",
+    "a distance": "p = Relu(x) m = Exp(x) b = Abs(m) d = Sub(m, b) y = Add(p, d)",
+    "a sum of two others": "p = Relu(x) m = Neg(x) h = Relu(m) c = Exp(p) e = Exp(h) y = Add(c, e)",
+}
+
+
+@pytest.mark.parametrize("name", [*HALVES, *NO_HALVES])
+def test_halves_of_a_decomposed_prelu(one: MakeModel, name: str) -> None:
+    constants = {"a": np.array([0.25, 0.5], np.float32), "o": np.zeros(2, np.float32), "z": ZERO}
+    text = HALVES.get(name) or NO_HALVES[name]
+    used = {key: value for key, value in constants.items() if re.search(rf"[ (]{key}[,)]", text)}
+    model = one(text, **used)
+    onnx.checker.check_model(model.proto, full_check=True)
+    found = reasons(model)
+    halves = ["half of a decomposed PRelu" in reason for reason in found.values()]
+    assert halves
+    assert all(halves) if name in HALVES else not any(halves)
+    assert _seen_by_surgeon(model) == [path for path, reason in found.items() if not reason]
+
+
+def test_the_halves_of_a_prelu_may_be_in_two_scopes(text_model: MakeModel) -> None:
+    model = with_weights(
+        text_model(
+            """g (bool c, float[n] x) => (float[n] y) {
+                m = Neg(x)
+                p = Relu(x)
+                y = If (c) <
+                    then_branch = i () => (float[n] q) { h = Relu(m) s = Mul(h, a) q = Add(p, s) },
+                    else_branch = j () => (float[n] r) { r = Relu(m) }>
+            }"""
+        ),
+        a=np.float32(0.5),
+    )
+    found = reasons(model)
+    halves = {path for path, reason in found.items() if "half of a decomposed" in reason}
+    assert halves == {"p", "y.then_branch>h"}
+    assert _seen_by_surgeon(model) == ["y.else_branch>r"]
 
 
 # --- forms ----------------------------------------------------------------------------------------

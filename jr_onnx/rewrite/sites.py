@@ -5,7 +5,7 @@
     Max(x, 0), Max(0, x)                             a site
     LeakyRelu(x) with slope 0, PRelu with slopes 0   a site
     ThresholdedRelu(x)                               a site, its jump is changed
-    Where(x > c, x, 0)                               a threshold already: left alone
+    Where(x > c, x, 0), x * Cast(x > c)              a threshold already: left alone
     what is a part of something else                 left alone: see surroundings.py
     FusedConv, QLinearConv, RNN, ... with a Relu     no node to replace: see hidden.py
 
@@ -196,10 +196,11 @@ def _find(model: Model) -> tuple[tuple[Site, ...], tuple[Skipped, ...]]:
     skipped: list[Skipped] = []
     taken: set[str] = set()
     types, around = ValueTypes(model), Surroundings(model, Constants(model))
+    telling = _TELLING if around.op_types.isdisjoint(_COMPARISONS) else _TELLING | _THRESHOLDS
     for scope in model.scopes:
         for index, node in enumerate(scope.graph.node):
             op_type = node.op_type
-            if op_type not in _TELLING and node.domain in ONNX_DOMAINS:
+            if op_type not in telling and node.domain in ONNX_DOMAINS:
                 continue
             if not (node.input and node.input[0] and node.output and node.output[0]):
                 continue  # not valid ONNX, as the checker will say, or used by nobody
@@ -235,8 +236,8 @@ def _classify(seen: _Node, index: int) -> Site | Skipped | None:
 
 
 def _check_surroundings(seen: _Node, found: _Found) -> None:
-    if seen.op_type == "Relu" and not seen.around.has_bounds:
-        return  # it takes a bound to make anything else of it
+    if seen.op_type == "Relu" and not (seen.around.has_bounds or seen.around.has_halves):
+        return  # it takes a bound or a second half to make anything else of it
     x, y = Value(seen.scope, found.x), Value(seen.scope, seen.node.output[0])
     if seen.op_type in ("Clip", "Max") and seen.around.is_a_variance(x):
         raise _RefusalError(
@@ -246,6 +247,11 @@ def _check_surroundings(seen: _Node, found: _Found) -> None:
         raise _RefusalError(
             "it is a part of a decomposed hard-swish or hard-sigmoid, Clip(x + 3, 0, 6) / 6 or "
             "alike, not an activation of its own"
+        )
+    if found.cap is None and seen.around.is_a_half(x, y):
+        raise _RefusalError(
+            "it is half of a decomposed PRelu, Relu(x) + slope * Relu(-x) or alike, whose slope "
+            "below 0 is not 0"
         )
 
 
@@ -386,18 +392,34 @@ def _where(seen: _Node) -> None:
     made = seen.around.maker(Value(seen.scope, seen.node.input[0]))
     if made is None or made.node.op_type not in _COMPARISONS:
         return
-    condition = made.node
     for zero, x in (seen.node.input[1:], seen.node.input[:0:-1]):
         value = seen.around.constants.value(seen.scope, zero)
-        if value is not None and value.size and not value.any() and x in condition.input:
-            raise _RefusalError(
-                f"it is a threshold already, spelled {condition.op_type} and Where: a jump of its "
-                "own, which is not changed"
-            )
+        if value is not None and value.size and not value.any() and x in made.node.input:
+            raise _is_a_threshold(seen, made.node)
+
+
+def _mul(seen: _Node) -> None:
+    """x * Cast(Greater(x, c)), which is the same."""
+    if len(seen.node.input) != 2:
+        return
+    for x, mask in (seen.node.input, seen.node.input[::-1]):
+        cast = seen.around.maker(Value(seen.scope, mask))
+        if cast is None or cast.node.op_type != "Cast":
+            continue
+        made = seen.around.maker(Value(cast.scope, cast.node.input[0]))
+        if made is not None and made.node.op_type in _COMPARISONS and x in made.node.input:
+            raise _is_a_threshold(seen, made.node)
+
+
+def _is_a_threshold(seen: _Node, comparison: onnx.NodeProto) -> _RefusalError:
+    return _RefusalError(
+        f"it is a threshold already, spelled {comparison.op_type} and {seen.op_type}: a jump of "
+        "its own, which is not changed"
+    )
 
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_COMPARISONS = frozenset(("Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
 _RECOGNISERS: dict[str, Callable[[_Node], _Found | None]] = {
     "Relu": _relu,
     "Clip": _clip,
@@ -406,8 +428,10 @@ _RECOGNISERS: dict[str, Callable[[_Node], _Found | None]] = {
     "PRelu": _prelu,
     "ThresholdedRelu": _thresholded_relu,
     "Where": _where,
+    "Mul": _mul,
 }
-_TELLING = _CUT_AT_ZERO | HIDING | _RECOGNISERS.keys()
+_THRESHOLDS = frozenset(("Where", "Mul"))  # with a comparison
+_TELLING = (_CUT_AT_ZERO | HIDING | _RECOGNISERS.keys()) - _THRESHOLDS
 
 
 def _skipped(seen: _Node, reason: str, *, hidden: bool = False) -> Skipped:

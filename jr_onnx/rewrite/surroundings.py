@@ -6,6 +6,7 @@
     Clip(x / 5 + 0.5, 0, 1)         hard-sigmoid of another slope
     Max(E[u * u] - E[u] * E[u], 0)  a variance that rounding must not make negative
     Gather(w, Clip(i, 0))           an index that is kept in range
+    Relu(x) + slope * Relu(-x)      PRelu, as Keras has it; the second may be Min(x, 0) or x - |x|
 
 A Clip may be spelled `Min(Relu(y), 6)`, `Max(Min(y, 6), 0)` and so on; Identity, Cast and
 (de)quantisation may stand between any two nodes, and parts may be in the scopes around or inside.
@@ -34,6 +35,8 @@ INDEX_USERS = frozenset((
 # What passes the value of its first input on.
 PASSING = frozenset(("Identity", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear"))
 _LINEAR = ("Conv", "Gemm", "ConvTranspose")
+_SCALING = PASSING | {"Neg", "Mul", "Div"}
+_ADDING = ("Add", "Sub")
 _FARTHEST = 16  # nodes between the ends of a decomposed activation: many more than any has
 
 
@@ -99,13 +102,19 @@ class Surroundings:
         return found
 
     @cached_property
+    def op_types(self) -> frozenset[str]:
+        """All that there are: mostly they tell at once what a model does not have."""
+        return frozenset(node.op_type for scope in self._model.scopes for node in scope.graph.node)
+
+    @property
     def has_bounds(self) -> bool:
-        """Whether any node sets an upper bound: mostly none does, and there is no gate."""
-        return any(
-            node.op_type in ("Clip", "Min")
-            for scope in self._model.scopes
-            for node in scope.graph.node
-        )
+        """Whether any node sets an upper bound: if none does, there is no gate."""
+        return not self.op_types.isdisjoint(("Clip", "Min"))
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether any node may be half of a decomposed PRelu."""
+        return not self.op_types.isdisjoint(("Neg", "Min", "Abs"))
 
     def is_an_index(self, y: Value) -> bool:
         """Whether a value is used as a shape or an index."""
@@ -123,6 +132,50 @@ class Surroundings:
         if square.node.op_type == "Pow":
             return self._number(Value(square.scope, other)) == 2
         return square.node.op_type == "Mul" and one == other
+
+    def is_a_half(self, x: Value, y: Value) -> bool:
+        """Whether y, max(x, 0), and a multiple of max(-x, 0) are added up."""
+        if not self.has_halves:
+            return False
+        sums = self._sums(y)
+        return bool(sums) and any(sums & self._sums(half) for half in self._other_halves(x))
+
+    def _other_halves(self, x: Value) -> Iterator[Value]:
+        """Yields what is 0 where x is above 0: max(-x, 0), min(x, 0), x - |x|."""
+        made = self.maker(x)
+        opposites = [*self._made_of(x, "Neg")]
+        if made is not None and made.node.op_type == "Neg" and made.node.input:
+            opposites.append(Value(made.scope, made.node.input[0]))
+        for opposite in opposites:
+            yield from self._made_of(opposite, "Relu", "Max")
+        yield from self._made_of(x, "Min")
+        differences = {value.name for value in self._made_of(x, "Sub")}
+        for size in self._made_of(x, "Abs"):
+            yield from (each for each in self._made_of(size, "Sub") if each.name in differences)
+
+    def _made_of(self, value: Value, *op_types: str) -> Iterator[Value]:
+        """Yields what operators of some types make of a value."""
+        for scope, node in self.users(value):
+            if node.op_type in op_types and node.domain in ONNX_DOMAINS and node.output:
+                yield Value(scope, node.output[0])
+
+    def _sums(self, value: Value) -> set[tuple[Address, str]]:
+        """Returns the sums that a value is in, or a multiple of it that is not 0."""
+        found: set[tuple[Address, str]] = set()
+        pending = [value]
+        for each in pending:  # which grows
+            found.update((made.scope.address, made.name) for made in self._made_of(each, *_ADDING))
+            if len(pending) < _FARTHEST:
+                scaled = self._made_of(each, *_SCALING)
+                pending += [product for product in scaled if not self._is_a_zero(product)]
+        return found
+
+    def _is_a_zero(self, product: Value) -> bool:
+        """Whether one of the values that a product is made of is all 0."""
+        made = self.maker(product)
+        names = made.node.input if made is not None else ()
+        factors = (self._constant(Value(product.scope, name)) for name in names)
+        return any(factor is not None and not factor.any() for factor in factors)
 
     def is_a_gate(self, x: Value, y: Value, cap: float | None) -> bool:
         """Whether y, which is x with bounds, is a part of a hard-swish or hard-sigmoid.

@@ -77,6 +77,10 @@ class _Level:
             if name not in level.defined:
                 yield from level.users(name)
 
+    def users_of(self, name: str) -> Iterator[tuple[_Level, gs.Node]]:
+        """Yields the nodes that use a name as it is seen from this level."""
+        return self.home(name).users(name)
+
     @cached_property
     def overridable(self) -> set[str]:
         proto = self.scope.graph
@@ -240,6 +244,8 @@ def _is_a_part(node: gs.Node, found: _Activation, level: _Level) -> bool:
     x, cap, _ = found
     if node.op in ("Clip", "Max") and _is_variance(x, level):
         return True
+    if cap is None and _is_half(x.name, node.outputs[0].name, level):
+        return True
     added, top = _traced_back(x.name, level, math.inf if cap is None else cap)
     gate = added is not None and (added == 3 if added.size == 1 else 2 <= np.median(added) <= 4)
     for name, here, bound in _passed_on(node.outputs[0].name, level, top):
@@ -272,6 +278,45 @@ def _is_variance(x: gs.Tensor, level: _Level) -> bool:
     if square[1].op == "Mul":
         return bool(one.name == other.name)
     return square[0].number(other) == 2
+
+
+def _is_half(x: str, y: str, level: _Level) -> bool:
+    """Says whether y, the part of x above 0, and its part below 0 are added up, perhaps scaled."""
+    below: list[tuple[str, _Level]] = []
+    signs = [(user.outputs[0].name, at) for at, user in level.users_of(x) if user.op == "Neg"]
+    made = level.maker(x)
+    if made is not None and made[1].op == "Neg":
+        signs.append((made[1].inputs[0].name, made[0]))
+    for sign, home in signs:
+        users = home.users_of(sign)
+        below += [(user.outputs[0].name, at) for at, user in users if user.op in ("Relu", "Max")]
+    for at, user in level.users_of(x):
+        name = user.outputs[0].name
+        if user.op == "Min":
+            below.append((name, at))
+        for where, later in at.users_of(name) if user.op == "Abs" else ():
+            if later.op == "Sub" and x in (each.name for each in later.inputs):
+                below.append((later.outputs[0].name, where))
+    sums = _added_up(y, level)
+    return any(not sums.isdisjoint(_added_up(name, at)) for name, at in below)
+
+
+def _added_up(name: str, level: _Level) -> set[int]:
+    """Returns the ids of the sums that a value, or a multiple of it, is in."""
+    found: set[int] = set()
+    values = [(name, level)]
+    for each, here in values:  # which grows
+        for at, node in here.users_of(each):
+            if node.op in ("Add", "Sub"):
+                found.add(id(node))
+            elif node.op in PASSING or node.op in ("Neg", "Mul", "Div"):
+                zero = any(
+                    value is not None and value.dtype.kind not in "OSUc" and not value.any()
+                    for value in map(at.value, node.inputs)
+                )
+                if not zero and len(values) < _STEPS:
+                    values.append((node.outputs[0].name, at))
+    return found
 
 
 def _sixth(name: str, node: gs.Node, level: _Level) -> bool:
