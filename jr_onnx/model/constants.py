@@ -35,13 +35,17 @@ class Constants:
 
     def value(self, scope: Scope, name: str) -> Array | None:
         """Returns the value of `name` as seen from `scope`; None if it may vary or is large."""
-        key = scope.address, name
+        return self.at(scope.address, name)
+
+    def at(self, address: Address, name: str) -> Array | None:
+        """Returns the value of `name` as seen from the scope of an address, as `value` does."""
+        key = address, name
         if key not in self._values:
-            self._values[key] = self._read(scope, name)
+            self._values[key] = self._read(address, name)
         return self._values[key]
 
-    def _read(self, scope: Scope, name: str) -> Array | None:
-        source, casts = self._source(scope, name)
+    def _read(self, address: Address, name: str) -> Array | None:
+        source, casts = self._source(address, name)
         value = _of_constant(source) if isinstance(source, onnx.NodeProto) else _decoded(source)
         for element in reversed(casts):
             value = _cast(value, element)
@@ -51,7 +55,7 @@ class Constants:
 
     def unread(self, scope: Scope, name: str) -> str | None:
         """Says why a constant is not read; None for what is read, or is no constant."""
-        source, _ = self._source(scope, name)
+        source, _ = self._source(scope.address, name)
         if isinstance(source, onnx.NodeProto):
             attribute = attribute_of(source, "value")
             source = attribute.t if attribute is not None else None
@@ -61,10 +65,10 @@ class Constants:
         return "is in an external file" if outside else f"has {math.prod(source.dims):,} values"
 
     def _source(
-        self, scope: Scope, name: str
+        self, address: Address, name: str
     ) -> tuple[TensorProto | onnx.NodeProto | None, list[int]]:
         """Returns the initializer or Constant node that a value is, and what it is cast to."""
-        address, casts = scope.address, list[int]()
+        casts = list[int]()
         passed: set[tuple[Address, str]] = set()  # an invalid model may have a cycle
         while (address, name) not in passed:
             passed.add((address, name))

@@ -22,7 +22,7 @@ _NEIGHBOURS = 50
 
 
 def compare_numbers(
-    site: Site, nodes: Sequence[onnx.NodeProto], jump: Jump, original: Model, hardened: Model
+    site: Site, nodes: Sequence[onnx.NodeProto], jump: Jump, constants: Constants, hardened: Model
 ) -> tuple[str | None, int]:
     """Runs the nodes of a site on special values, and compares them with numpy.
 
@@ -30,7 +30,7 @@ def compare_numbers(
         site: the activation as it was.
         nodes: what it became, with the constants that it uses.
         jump: as the tensor holds it.
-        original: the model with the bounds of its Clip.
+        constants: of the original, among them the bounds of its Clip.
         hardened: the model with the local function that the nodes may call.
 
     Returns:
@@ -45,7 +45,7 @@ def compare_numbers(
         x = _inputs(site, jump, helper.tensor_dtype_to_np_dtype(element))
         expected = jump_relu(x, jump, site.cap)
         try:
-            got = _run(_alone(site, nodes, element, original, hardened), x, site)
+            got = _run(_alone(site, nodes, element, constants, hardened), x, site)
         except Exception as error:  # whatever damaged nodes make onnxruntime and onnx say
             if not installed():
                 raise
@@ -156,7 +156,7 @@ def _alone(
     site: Site,
     nodes: Sequence[onnx.NodeProto],
     element: int,
-    original: Model,
+    constants: Constants,
     hardened: Model,
 ) -> Model:
     """Returns a model of the site's new nodes alone, with the bounds of its Clip."""
@@ -167,7 +167,7 @@ def _alone(
         "site",
         [helper.make_tensor_value_info(site.x, element, shape)],
         [helper.make_tensor_value_info(site.y, element, shape)],
-        _bounds(site, nodes, original),
+        _bounds(site, nodes, constants),
     )
     functions = [each for each in hardened.proto.functions if each.domain == FUNCTION_DOMAIN]
     opsets = [helper.make_opsetid("", site.opset)]
@@ -177,17 +177,10 @@ def _alone(
     return Model.of(model)
 
 
-def _bounds(site: Site, nodes: Sequence[onnx.NodeProto], original: Model) -> list[TensorProto]:
+def _bounds(site: Site, nodes: Sequence[onnx.NodeProto], constants: Constants) -> list[TensorProto]:
     made = {name for node in nodes for name in node.output}
     outside = {name for node in nodes for name in node.input} - made
-    bounds = sorted(outside - {"", site.x})
-    if not bounds:
-        return []  # most sites have none, and a look at the constants is a look at all nodes
-    constants = Constants(original)
-    scope = next(each for each in original.scopes if each.address == site.scope)
-    tensors = []
-    for name in bounds:
-        value = constants.value(scope, name)
-        if value is not None:
-            tensors.append(numpy_helper.from_array(value, name))
-    return tensors
+    bounds = {name: constants.at(site.scope, name) for name in sorted(outside - {"", site.x})}
+    return [
+        numpy_helper.from_array(value, name) for name, value in bounds.items() if value is not None
+    ]

@@ -26,7 +26,7 @@ from jr_onnx.errors import (
     NotRetrofittedError,
     ParameterError,
 )
-from jr_onnx.model import Address, Model, Names, NodeBuilder
+from jr_onnx.model import Address, Constants, Model, Names, NodeBuilder
 from jr_onnx.model.differences import (
     UNKNOWN,
     Difference,
@@ -127,6 +127,7 @@ def verify(original: Model, hardened: Model) -> Verification:
     not_compared = _compare_data(original, hardened, found)
     jumps: dict[str, Jump] = {}
     values = 0
+    constants = Constants(original)
     for replacement in walk.replacements:
         path = replacement.site.path
         entry = walk.entries.get(path)
@@ -137,7 +138,7 @@ def verify(original: Model, hardened: Model) -> Verification:
         wrong = [_compare_entry(entry, replacement.site)]
         if wrong == [None]:
             numbers, compared = compare_numbers(
-                replacement.site, replacement.nodes, entry.effective_jump, original, hardened
+                replacement.site, replacement.nodes, entry.effective_jump, constants, hardened
             )
             values += compared
             wrong = [numbers, _compare_form(replacement, entry)]
