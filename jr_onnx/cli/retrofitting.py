@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
+
 from jr_onnx import report, rewrite
 from jr_onnx import session as sessions
 from jr_onnx.activations import quantile_jumps
 from jr_onnx.attacks import ThreatModel, parse_epsilon
 from jr_onnx.cli.console import bars, require_distinct, require_json, say, warn, write_json
 from jr_onnx.cli.edited import told, undone
+from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     AcceptEdits,
     BatchSize,
@@ -144,6 +147,7 @@ def retrofit(
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,
+                keep_examples=False,
             )
         _say_evaluation(evaluation, data)
     if json:
@@ -157,6 +161,8 @@ def retrofit(
             evaluation=evaluation.to_json() if evaluation else None,
         )
         write_json(json, content, force=force)
+    if evaluation and evaluation.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def _read_jumps(path: Path, selection: rewrite.Selection) -> dict[str, float | list[float]]:
@@ -251,6 +257,8 @@ def _say_evaluation(evaluation: Evaluation, data: Path | None) -> None:
     providers = ", ".join(dict.fromkeys(model.provider for model in evaluation.models))
     say(f"validated on {len(evaluation.x):,} examples of {data} by {providers}")
     say(report.evaluation_table(evaluation))
+    for finding in evaluation.findings:
+        say(f"{finding.rule} {finding.level}: {finding.message}")
     say(report.verdict(evaluation))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +20,8 @@ Array = np.ndarray[Any, Any]
 _PART = 64
 # Examples whose pixels the notes look at.
 _LOOKED_AT = 256
+# Bytes of examples that are kept in memory; more are kept in a temporary file.
+_IN_MEMORY = 1 << 30
 
 
 class Source(Protocol):
@@ -80,18 +85,35 @@ class Dataset:
     def x(self) -> Array:
         """All examples, float32 or float64 `(samples, *shape)`, inside the bounds.
 
+        More than 1 GiB of them are in a temporary file (`TMPDIR` says where), which the system
+        reads as it is looked at: evaluating needs memory for a part of them only.
+
         Raises:
-            DataError: as of `batches`.
+            DataError: as of `batches`; or there is no room for the temporary file.
         """
         whole: Array | None = None
         at = 0
         for part, _ in self.batches(_PART):
             if whole is None:
-                whole = np.empty((len(self), *part.shape[1:]), part.dtype)
+                whole = self._room((len(self), *part.shape[1:]), part.dtype)
             whole[at : at + len(part)] = part
             at += len(part)
         assert whole is not None, "no dataset is empty"
         return whole
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        size = math.prod(shape) * dtype.itemsize
+        if size <= _IN_MEMORY:
+            return np.empty(shape, dtype)
+        folder = tempfile.gettempdir()
+        if size > shutil.disk_usage(folder).free:
+            raise DataError(
+                f"{self.name}: {len(self):,} examples take {size / 2**30:.1f} GiB, and {folder} "
+                "has no room for them. Set TMPDIR to a folder that has, or use fewer (--samples)"
+            )
+        # Without a name, so that it goes when the array does, however the program ends.
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, dtype, "r+", shape=shape)
 
     def batches(self, size: int = _PART) -> Iterator[tuple[Array, Array]]:
         """Reads the examples in order, never more than a batch of them.
