@@ -19,7 +19,7 @@ from jr_onnx.attacks import ThreatModel
 from jr_onnx.attacks.attack import check_examples
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import DataError
-from jr_onnx.findings import Finding, is_inconclusive, of_the_baseline
+from jr_onnx.findings import Finding, is_inconclusive, of_the_baseline, of_the_threat
 from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.runs import Job, ModelRun
@@ -162,7 +162,7 @@ class Evaluation:
         seed: of all random numbers.
         x: the examples.
         preprocessing: its mean and std came before the models.
-        about_baseline: what makes the first model doubtful as the original of the second.
+        doubts: what makes the comparison or the threat model doubtful.
     """
 
     models: tuple[ModelEvaluation, ...]
@@ -171,7 +171,7 @@ class Evaluation:
     seed: int
     x: Array = field(repr=False)
     preprocessing: Preprocessing
-    about_baseline: tuple[Finding, ...] = ()
+    doubts: tuple[Finding, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -213,7 +213,7 @@ class Evaluation:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """What makes the figures doubtful, of each model and of the comparison."""
-        found = [*self.about_baseline]
+        found = [*self.doubts]
         found += [finding for model in self.models for finding in model.findings]
         changed = "; ".join(self.suite.changed)
         if changed:
@@ -248,7 +248,7 @@ class Evaluation:
 
     def _gain(self, kind: str) -> Gain | None:
         whole = all(model.complete and not model.left_out for model in self.models)
-        wrong = any(finding.level == "error" for finding in self.about_baseline)
+        wrong = any(finding.level == "error" for finding in self.doubts)
         if len(self.models) < 2 or not whole or wrong:
             return None
         first, second = (getattr(model, kind) for model in self.models)
@@ -346,9 +346,11 @@ def evaluate(
     classes = min(check_fit(target, x, y) for target in targets)
     suite = find_suite(suite, threat.norm, epsilon=threat.epsilon, classes=classes)
     job = Job(x, y, threat, suite, seed, batch_size, checkpoint, keep_examples, progress)
-    about = of_the_baseline(baseline, model) if baseline else ()
+    doubts = of_the_threat(threat)
+    if baseline:
+        doubts += of_the_baseline(baseline, model)
     runs = [ModelRun(job, *pair) for pair in zip(parts, targets, strict=True)]
-    for finding in (*about, *(finding for run in runs for finding in run.findings)):
+    for finding in (*doubts, *(finding for run in runs for finding in run.findings)):
         on_finding(finding)
     try:
         for number, trial in enumerate(suite.trials):
@@ -357,15 +359,15 @@ def evaluate(
         for run in runs:
             run.diagnose()
     except KeyboardInterrupt as stop:
-        raise EvaluationInterrupted(_evaluation(job, runs, steps, about)) from stop
-    return _evaluation(job, runs, steps, about)
+        raise EvaluationInterrupted(_evaluation(job, runs, steps, doubts)) from stop
+    return _evaluation(job, runs, steps, doubts)
 
 
 def _evaluation(
-    job: Job, runs: list[ModelRun], steps: Preprocessing, about: tuple[Finding, ...]
+    job: Job, runs: list[ModelRun], steps: Preprocessing, doubts: tuple[Finding, ...]
 ) -> Evaluation:
     models = tuple(map(ModelEvaluation.of, runs))
-    return Evaluation(models, job.threat, job.suite, job.seed, job.x, steps, about)
+    return Evaluation(models, job.threat, job.suite, job.seed, job.x, steps, doubts)
 
 
 def check_fit(target: Target, x: Array, y: Array) -> int:

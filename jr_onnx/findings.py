@@ -108,6 +108,21 @@ def diagnose(
     return _named(target, found)
 
 
+def of_the_threat(threat: ThreatModel) -> tuple[Finding, ...]:
+    """Looks for an epsilon in other units than the data's."""
+    low, high = threat.bounds
+    if threat.norm != "linf" or high - low <= 2 or threat.epsilon > (high - low) / 1000:
+        return ()
+    return (
+        Finding(
+            "JR006",
+            "warning",
+            f"epsilon {threat.epsilon:g} is less than a thousandth of the bounds [{low:g}, "
+            f"{high:g}]. It is in units of x: what is 8/255 in [0, 1] is 8 in [0, 255]",
+        ),
+    )
+
+
 def of_the_baseline(baseline: Model, model: Model) -> tuple[Finding, ...]:
     """Compares a baseline with the original that a hardened model carries, weights included.
 

@@ -95,13 +95,15 @@ class ModelRun:
         try:
             self.target.gradient()
         except ModelError as error:
+            # A model of which no path has a gradient is one that does not depend on its input.
             trials, suite = self._job.suite.trials, self._job.suite.name
             self.left_out = tuple(each.name for each in trials if each.attack.uses_gradients)
             kept = [each.name for each in trials if not each.attack.uses_gradients]
             if not kept:
                 raise ModelError(
-                    f"{error}. All of the suite {suite} needs a gradient; the suites standard and "
-                    "adaptive have attacks that do not"
+                    f"{self.model.name}: has no input gradient, which {suite} needs. Try square or "
+                    "hopskipjump, which see outputs alone; the suites standard and adaptive have "
+                    f"the first. {error}"
                 ) from error
             self.findings += (
                 Finding(
@@ -109,8 +111,8 @@ class ModelRun:
                     "error",
                     f"{self.model.name}: has no input gradient, so {len(self.left_out)} of "
                     f"{len(trials)} trials of the suite {suite} could not be run "
-                    f"({', '.join(self.left_out)}). {' and '.join(kept)} see outputs alone, and "
-                    f"what withstands them may fall to more: {error}",
+                    f"({', '.join(self.left_out)}). The others ({', '.join(kept)}) see outputs "
+                    f"alone, and what withstands them may fall to more. {error}",
                 ),
             )
 

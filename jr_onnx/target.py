@@ -309,6 +309,9 @@ def _one(ports: tuple[Port, ...], what: str, model: Model, asked: str | None = N
             f"{model.name}: a classifier with one {what} is needed, got {list(named)}{hint}"
         )
     port = named[asked] if asked is not None else ports[0]
-    if what == "output":
-        _ = port.dtype  # labels instead of logits, say
+    if what == "output" and not port.is_float:
+        raise ModelError(
+            f"{model.name}: the output {port.name!r} is {port.type}; expected the logits or the "
+            "softmax, a float tensor (batch, classes). Export these, not the label"
+        )
     return port

@@ -10,7 +10,15 @@ import typer
 from jr_onnx import report, rewrite
 from jr_onnx.attacks import ATTACKS, NORMS, ThreatModel, parse_attack, parse_epsilon
 from jr_onnx.checkpoint import Checkpoint
-from jr_onnx.cli.console import bars, require_distinct, require_json, say, warn, write_json
+from jr_onnx.cli.console import (
+    bars,
+    require_distinct,
+    require_empty,
+    require_json,
+    say,
+    warn,
+    write_json,
+)
 from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     BatchSize,
@@ -29,7 +37,7 @@ from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
 from jr_onnx.evaluate import evaluate as run_suite
-from jr_onnx.examples import AdversarialExamples
+from jr_onnx.examples import AdversarialExamples, check_images
 from jr_onnx.findings import Finding
 from jr_onnx.model import load, require_writable
 from jr_onnx.model.external import data_files
@@ -97,6 +105,9 @@ def attack(
     examples = open_data(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
     )
+    if images is not None:
+        check_images(examples.data.shape)
+        require_empty(images, force=force)
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
     with bars(len(examples), quiet=quiet) as progress:
@@ -122,7 +133,7 @@ def attack(
             found.save(output, force=force)
             say(f"{output}: {int(found.broken.sum())} adversarial examples written")
         if images:
-            say(f"{images}: {found.save_images(images, threat.bounds)} images written")
+            say(f"{images}: {found.save_images(images, threat.bounds, force=force)} images written")
     write_json(json, report.to_json(**evaluation.to_json()), force=force)
     if evaluation.inconclusive:
         raise typer.Exit(Exit.INCONCLUSIVE)

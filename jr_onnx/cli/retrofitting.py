@@ -30,6 +30,7 @@ from jr_onnx.cli.options import (
     Last,
     ModelPath,
     Output,
+    OutputName,
     Partial,
     Quantile,
     Quiet,
@@ -69,6 +70,7 @@ def retrofit(
     std: Std = None,
     epsilon: Epsilon = "0.1",
     steps: Steps = 40,
+    output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -124,7 +126,7 @@ def retrofit(
         selection=selection,
         partial=partial,
     )
-    tried = _try_out(result, examples, device, skip=skip_load)
+    tried = _try_out(result, examples, device, output_name, skip=skip_load)
     written = save(result.model, path, force=force)
     say(f"{model}: {report.retrofit_summary(result)}")
     say(f"{path}: {'written' if written else 'is up to date'}")
@@ -147,6 +149,7 @@ def retrofit(
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,
+                output=output_name,
                 keep_examples=False,
             )
         _say_evaluation(evaluation, data)
@@ -217,7 +220,12 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _try_out(
-    result: rewrite.Retrofit, examples: Examples | None, device: str, *, skip: bool
+    result: rewrite.Retrofit,
+    examples: Examples | None,
+    device: str,
+    output: str | None,
+    *,
+    skip: bool,
 ) -> bool:
     """Loads the hardened model, and runs one example, before anything is written.
 
@@ -226,7 +234,7 @@ def _try_out(
     """
     if examples:
         for model in (result.original, result.model):
-            target = Target(examples.normalized(model), device=device)
+            target = Target(examples.normalized(model), device=device, output=output)
             check_fit(target, examples.x, examples.y)
             target.differentiate(examples.x[:1], examples.y[:1])
         return True

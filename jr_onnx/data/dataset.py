@@ -147,7 +147,8 @@ class Dataset:
                 if example.shape != shape:
                     raise DataError(
                         f"{self.name}: {self._place(row)} has shape {example.shape}, those before "
-                        f"{shape}. Resize and crop all to one size (--resize, --crop)"
+                        f"{shape}. Resize and crop all to one size (--preprocess resize=256, "
+                        "crop=224)"
                     )
             yield self._scaled(np.stack(examples), at)
             at += len(examples)
@@ -171,7 +172,7 @@ class Dataset:
             raise DataError(
                 f"{self.name}: x ranges over [{x.min():g}, {x.max():g}], outside the bounds "
                 f"[{low:g}, {high:g}] (first at {where}). Scale it, save 0..255 images as uint8, "
-                "or give its bounds (--bounds)"
+                "or give its bounds, in units of which epsilon then is (--preprocess bounds=0,255)"
             )
         return x
 
@@ -199,6 +200,7 @@ def check_labels(y: Array, name: str) -> Array:
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(
             f"{name}: y is {y.dtype} of shape {y.shape}; expected one integer label an example"
+            f"{_advice(y)}"
         )
     if len(y) and y.min() < 0:
         at = int(y.argmin())
@@ -206,6 +208,15 @@ def check_labels(y: Array, name: str) -> Array:
     if len(y) and y.max() > np.iinfo(np.int64).max:
         raise DataError(f"{name}: label {y.max()} is larger than any class")
     return y.astype(np.int64)
+
+
+def _advice(y: Array) -> str:
+    """Returns how to make labels of what is none."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        return ". Of one-hot labels or scores save y.argmax(axis=1)"
+    if y.ndim == 2:
+        return ". Save y[:, 0]"
+    return ". Save y.astype('int64')" if np.issubdtype(y.dtype, np.floating) else ""
 
 
 def _grouped(examples: Iterable[Array], size: int) -> Iterator[list[Array]]:
