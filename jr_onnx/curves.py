@@ -26,7 +26,7 @@ from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation, evaluate
 from jr_onnx.evaluate import Progress as Told
-from jr_onnx.findings import Finding
+from jr_onnx.findings import Finding, is_inconclusive
 from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.statistics import wilson
@@ -234,6 +234,18 @@ class ModelCurve:
         }
 
 
+class CurveInterrupted(KeyboardInterrupt):
+    """Ctrl-C, with what was finished before it.
+
+    Attributes:
+        partial: the curve over the epsilons that were finished; None if none was.
+    """
+
+    def __init__(self, partial: RobustnessCurve | None) -> None:
+        super().__init__()
+        self.partial = partial
+
+
 @dataclass(frozen=True)
 class RobustnessCurve:
     """Accuracy over epsilon, falling by construction: what broke an example stays in the ball.
@@ -242,19 +254,34 @@ class RobustnessCurve:
         epsilons: ascending.
         evaluations: one for each epsilon.
         models: the original first, where there are two.
+        complete: whether these are all the epsilons that were asked for.
     """
 
     epsilons: tuple[float, ...]
     evaluations: tuple[Evaluation, ...] = field(repr=False)
     models: tuple[ModelCurve, ...] = field(repr=False)
+    complete: bool = True
+
+    @classmethod
+    def of(cls, evaluations: Sequence[Evaluation], *, complete: bool = True) -> RobustnessCurve:
+        """Takes evaluations at one epsilon each, ascending."""
+        epsilons = tuple(each.threat.epsilon for each in evaluations)
+        roles = zip(*(each.models for each in evaluations), strict=True)
+        return cls(epsilons, tuple(evaluations), tuple(map(_curve, roles)), complete)
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether a finding says that the figures mean nothing: neither a pass nor a fail."""
+        return is_inconclusive(self.findings)
 
     def gains(self, kind: str) -> tuple[Gain, ...]:
-        """Returns the change from the original at each epsilon, none for one model.
+        """Returns the change from the original at each epsilon, none without a comparison.
 
         Args:
             kind: `naive` or `robust`.
         """
-        if len(self.models) < 2:
+        whole = all(evaluation.naive_gain for evaluation in self.evaluations)
+        if len(self.models) < 2 or not whole:
             return ()
         first, second = (getattr(model, kind) for model in self.models)
         return tuple(Gain.of(*pair) for pair in zip(first, second, strict=True))
@@ -302,6 +329,8 @@ class RobustnessCurve:
             "suite": first.suite.name,
             "seed": first.seed,
             "samples": len(first.x),
+            "complete": self.complete,
+            "inconclusive": self.inconclusive,
             "mean": first.preprocessing.mean,
             "std": first.preprocessing.std,
             "models": [model.to_json(self.epsilons) for model in self.models],
@@ -328,11 +357,13 @@ def robustness_curve(
     batch_size: int = DEFAULT_BATCH_SIZE,
     checkpoint: Checkpoint | None = None,
     progress: Told = lambda role, trial, done: None,
+    output: str | None = None,
+    keep_examples: bool = True,
 ) -> RobustnessCurve:
     """Evaluates at each epsilon, of the baseline too where one is given.
 
     Args:
-        model: a classifier with one input and one output.
+        model: a classifier with one input.
         x: `(samples, ...)`, inside the bounds.
         y: int `(samples,)`.
         threat: norm and bounds; its epsilon is not used.
@@ -345,11 +376,13 @@ def robustness_curve(
         batch_size: most examples in one run.
         checkpoint: keeps finished trials, and gives back those that are finished already.
         progress: told role, trial with its epsilon, and the number of examples just finished.
+        output: the output with the logits; None for the only one.
+        keep_examples: as `evaluate` takes it.
 
     Raises:
         ParameterError: no epsilon, one that is inf or makes no sense, or no such suite.
         DataError: the data does not fit the model or the bounds.
-        EvaluationInterrupted: Ctrl-C; it carries the evaluation at the epsilon it happened at.
+        CurveInterrupted: Ctrl-C; it carries what was finished.
     """
     rising = tuple(sorted({float(epsilon) for epsilon in epsilons}))
     if not rising or not np.isfinite(rising).all():
@@ -370,11 +403,18 @@ def robustness_curve(
             batch_size=batch_size,
             checkpoint=checkpoint,
             progress=lambda role, trial, done: progress(role, f"{trial} {each.epsilon:g}", done),
+            output=output,
+            keep_examples=keep_examples,
         )
 
-    evaluations = tuple(at(each) for each in threats)
-    roles = zip(*(evaluation.models for evaluation in evaluations), strict=True)
-    return RobustnessCurve(rising, evaluations, tuple(_curve(models) for models in roles))
+    evaluations: list[Evaluation] = []
+    try:
+        for each in threats:
+            evaluations.append(at(each))
+    except KeyboardInterrupt as stop:
+        done = RobustnessCurve.of(evaluations, complete=False) if evaluations else None
+        raise CurveInterrupted(done) from stop
+    return RobustnessCurve.of(evaluations)
 
 
 def _curve(models: tuple[ModelEvaluation, ...]) -> ModelCurve:

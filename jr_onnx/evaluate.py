@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 
 from jr_onnx import rewrite
-from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
+from jr_onnx.attacks import ThreatModel
 from jr_onnx.attacks.attack import check_examples
-from jr_onnx.checkpoint import Checkpoint, digest
+from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import DataError
-from jr_onnx.findings import Finding, diagnose
+from jr_onnx.findings import Finding, is_inconclusive, of_the_baseline, of_the_threat
 from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing, normalized
+from jr_onnx.runs import Job, ModelRun
+from jr_onnx.runs import Progress as Progress
 from jr_onnx.statistics import mcnemar, paired_interval, wilson
-from jr_onnx.suites import Outcome, Suite, Trial, find_suite
+from jr_onnx.suites import Outcome, Suite, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target, check_classes
 
 Array = np.ndarray[Any, Any]
-# told the role of the model, the trial, and how many examples more are finished
-Progress = Callable[[str, str, int], None]
 # Share of the examples by which the gains may differ before it is called masking.
 MASKING = 0.05
 
@@ -47,7 +47,8 @@ class ModelEvaluation:
         robust: bool `(samples,)`, the worst case over all attacks.
         outcomes: by name of the trial.
         findings: what makes its figures doubtful.
-        complete: whether every trial of the suite was tried.
+        complete: whether it went through the whole suite; its figures are too good if not.
+        left_out: names of the trials that need a gradient, of a model without one.
     """
 
     role: str
@@ -60,6 +61,24 @@ class ModelEvaluation:
     outcomes: dict[str, Outcome] = field(repr=False)
     findings: tuple[Finding, ...] = ()
     complete: bool = True
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: ModelRun) -> ModelEvaluation:
+        """Takes what a model's run has come to."""
+        return cls(
+            role=run.role,
+            model=run.model,
+            jumps=run.jumps,
+            provider=run.target.provider,
+            correct=run.correct,
+            naive=run.naive,
+            robust=run.robust,
+            outcomes=run.outcomes,
+            findings=run.findings,
+            complete=run.complete,
+            left_out=run.left_out,
+        )
 
     @property
     def clean_accuracy(self) -> float:
@@ -93,7 +112,8 @@ class EvaluationInterrupted(KeyboardInterrupt):
     """Ctrl-C, with what was finished before it.
 
     Attributes:
-        partial: the evaluation as far as it went; its figures are too good.
+        partial: the evaluation as far as it went, of every model; its figures are too good, and
+            it has no gain.
     """
 
     def __init__(self, partial: Evaluation) -> None:
@@ -140,8 +160,9 @@ class Evaluation:
         threat: the threat model.
         suite: the attacks.
         seed: of all random numbers.
-        x: the examples, for relative distances.
+        x: the examples.
         preprocessing: its mean and std came before the models.
+        doubts: what makes the comparison or the threat model doubtful.
     """
 
     models: tuple[ModelEvaluation, ...]
@@ -150,18 +171,31 @@ class Evaluation:
     seed: int
     x: Array = field(repr=False)
     preprocessing: Preprocessing
+    doubts: tuple[Finding, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every model went through the whole suite."""
+        return all(model.complete for model in self.models)
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether a finding says that the figures mean nothing: neither a pass nor a fail."""
+        return is_inconclusive(self.findings)
 
     @cached_property
     def naive_gain(self) -> Gain | None:
-        """Gain under attacks on the model's own gradient; None for one model.
+        """Gain under attacks on the model's own gradient; None where there is no comparison.
 
-        A discontinuity such as the jump can mislead them (gradient masking).
+        That is, for one model, after an interruption, where a model has no gradient, or the
+        baseline is not the original. A
+        discontinuity such as the jump can mislead these attacks (gradient masking).
         """
         return self._gain("naive")
 
     @cached_property
     def adaptive_gain(self) -> Gain | None:
-        """Gain in the worst case; None for one model, or where the suite is not adaptive."""
+        """Gain in the worst case; None as `naive_gain`, or where the suite is not adaptive."""
         return self._gain("robust") if self.suite.adaptive else None
 
     @property
@@ -179,7 +213,11 @@ class Evaluation:
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """What makes the figures doubtful, of each model and of the comparison."""
-        found = [finding for model in self.models for finding in model.findings]
+        found = [*self.doubts]
+        found += [finding for model in self.models for finding in model.findings]
+        changed = "; ".join(self.suite.changed)
+        if changed:
+            found.append(Finding("JR005", "warning", f"suite {self.suite.name}: {changed}"))
         if self.suite.left_out:
             names = ", ".join(self.suite.left_out)
             message = f"{names} of the suite {self.suite.name} do not know {self.threat.norm}"
@@ -209,7 +247,9 @@ class Evaluation:
         return tuple(found)
 
     def _gain(self, kind: str) -> Gain | None:
-        if len(self.models) < 2:
+        whole = all(model.complete and not model.left_out for model in self.models)
+        wrong = any(finding.level == "error" for finding in self.doubts)
+        if len(self.models) < 2 or not whole or wrong:
             return None
         first, second = (getattr(model, kind) for model in self.models)
         return Gain.of(first, second)
@@ -221,7 +261,8 @@ class Evaluation:
             "schema": "jr-onnx/evaluation/1",
             "threat": self.threat.to_json(),
             "suite": self.suite.name,
-            "complete": all(model.complete for model in self.models),
+            "complete": self.complete,
+            "inconclusive": self.inconclusive,
             "seed": self.seed,
             "samples": len(self.x),
             "mean": self.preprocessing.mean,
@@ -237,34 +278,12 @@ class Evaluation:
     def _model_json(self, model: ModelEvaluation) -> dict[str, Any]:
         return {
             **model.head_json(),
+            "complete": model.complete,
+            "left_out": list(model.left_out),
             "naive_accuracy": model.naive_accuracy,
             "robust_accuracy": model.robust_accuracy,
             "robust_accuracy_interval": list(wilson(model.robust)),
-            "attacks": [self.attack_json(each) for each in model.outcomes.values()],
-        }
-
-    def attack_json(self, outcome: Outcome) -> dict[str, Any]:
-        """Returns the entry of `attacks` in the result; distances are of the broken examples."""
-        found, threat = outcome.result, outcome.threat
-        broken = found.correct & ~found.robust
-        distance = found.distance[broken]
-        size = NORMS[threat.norm].distance(self.x[outcome.indices[broken]].astype(np.float64))
-        relative = distance[size > 0] / size[size > 0]
-        return {
-            "name": outcome.trial.name,
-            **threat.to_json(),
-            "gradient": outcome.trial.gradient,
-            "options": outcome.trial.to_json(),
-            "tried": len(outcome.indices),
-            "broken": int(broken.sum()),
-            "robust_accuracy": float(outcome.robust.mean()),
-            "mean_distance": float(distance.mean()) if len(distance) else None,
-            "max_distance": float(distance.max()) if len(distance) else None,
-            "mean_relative_distance": float(relative.mean()) if len(relative) else None,
-            "max_relative_distance": float(relative.max()) if len(relative) else None,
-            "seconds": found.seconds,
-            "forward_passes": found.counts.forward,
-            "gradient_passes": found.counts.gradient,
+            "attacks": [each.to_json() for each in model.outcomes.values()],
         }
 
 
@@ -282,51 +301,80 @@ def evaluate(
     batch_size: int = DEFAULT_BATCH_SIZE,
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda role, trial, done: None,
+    output: str | None = None,
+    keep_examples: bool = True,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> Evaluation:
     """Measures clean and robust accuracy, of the baseline too where one is given.
 
-    Both models get the same trials with the same budgets and seeds.
+    Both models get the same trials with the same budgets and seeds, one trial after the other, so
+    that an interruption leaves both with the same trials. Of a model without an input gradient
+    only the trials that need none are run, and a finding says so.
 
     Args:
-        model: a classifier with one input and one output.
-        x: `(samples, ...)`, inside the threat model's bounds.
+        model: a classifier with one input.
+        x: `(samples, ...)`, inside the threat model's bounds; a `numpy.memmap` is read part by
+            part.
         y: int `(samples,)`.
         threat: norm, epsilon and bounds, in units of x.
         suite: a name in `SUITES`, or trials of one's own.
-        baseline: the model before the retrofit.
+        baseline: the model before the retrofit; that it is, is checked.
         preprocessing: its mean and std come before the models, in units of x.
         device: `auto`, `cpu` or `cuda`.
         seed: of all random numbers.
         batch_size: most examples in one run.
         checkpoint: keeps finished trials, and gives back those that are finished already.
         progress: told role, trial, and the number of examples just finished.
+        output: the output with the logits; None for the only one.
+        keep_examples: whether the results have the adversarial examples, as large as x for each
+            trial; without them a large x needs no memory but for a part of it.
+        on_finding: told what is wrong with models and data before the first attack.
 
     Raises:
         DataError: the data does not fit the model or the bounds.
         ParameterError: no such suite.
-        ModelError: the model is no such classifier, or has no gradient.
+        ModelError: the model is no such classifier, or has no gradient and the suite needs one.
         SessionError: onnxruntime is not there, or refuses the model or the device.
         EvaluationInterrupted: Ctrl-C; it carries what was finished.
     """
     check_examples(x, y, threat)
     steps = preprocessing or Preprocessing()
-    pairs = []
-    for part in (baseline, model) if baseline else (model,):
+    parts, targets = [baseline, model] if baseline else [model], []
+    for part in parts:
         seen = normalized(part, steps.mean, steps.std, layout=steps.layout)
-        pairs.append((part, Target(seen, device=device, batch_size=batch_size)))
-        check_fit(pairs[-1][1], x, y)
-    suite = find_suite(suite, threat.norm)
-    job = _Job(x, y, threat, suite, seed, batch_size, checkpoint, progress)
-    models: list[ModelEvaluation] = []
-    for part, target in pairs:
-        models.append(job.evaluate(part, target))
-        if not models[-1].complete:
-            raise EvaluationInterrupted(Evaluation(tuple(models), threat, suite, seed, x, steps))
-    return Evaluation(tuple(models), threat, suite, seed, x, steps)
+        targets.append(Target(seen, device=device, batch_size=batch_size, output=output))
+    classes = min(check_fit(target, x, y) for target in targets)
+    suite = find_suite(suite, threat.norm, epsilon=threat.epsilon, classes=classes)
+    job = Job(x, y, threat, suite, seed, batch_size, checkpoint, keep_examples, progress)
+    doubts = of_the_threat(threat)
+    if baseline:
+        doubts += of_the_baseline(baseline, model)
+    runs = [ModelRun(job, *pair) for pair in zip(parts, targets, strict=True)]
+    for finding in (*doubts, *(finding for run in runs for finding in run.findings)):
+        on_finding(finding)
+    try:
+        for number, trial in enumerate(suite.trials):
+            for run in runs:
+                run.attempt(number, trial)
+        for run in runs:
+            run.diagnose()
+    except KeyboardInterrupt as stop:
+        raise EvaluationInterrupted(_evaluation(job, runs, steps, doubts)) from stop
+    return _evaluation(job, runs, steps, doubts)
 
 
-def check_fit(target: Target, x: Array, y: Array) -> None:
+def _evaluation(
+    job: Job, runs: list[ModelRun], steps: Preprocessing, doubts: tuple[Finding, ...]
+) -> Evaluation:
+    models = tuple(map(ModelEvaluation.of, runs))
+    return Evaluation(models, job.threat, job.suite, job.seed, job.x, steps, doubts)
+
+
+def check_fit(target: Target, x: Array, y: Array) -> int:
     """Runs one example and compares shapes and labels, before any long work.
+
+    Returns:
+        How many classes the model has.
 
     Raises:
         DataError: x or y does not fit the model.
@@ -337,105 +385,11 @@ def check_fit(target: Target, x: Array, y: Array) -> None:
             f"{target.model.name}: the output has shape {logits.shape} for one example; expected "
             "(1, classes)"
         )
-    check_classes(y, logits.shape[1], target.model.name)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is the same for every model of an evaluation."""
-
-    x: Array
-    y: Array
-    threat: ThreatModel
-    suite: Suite
-    seed: int
-    batch_size: int
-    checkpoint: Checkpoint | None
-    progress: Progress
-
-    def evaluate(self, model: Model, target: Target) -> ModelEvaluation:
-        jumps = rewrite.jumps_of(model)
-        role = "retrofitted" if jumps else "original"
-        correct = target.logits(self.x).argmax(axis=1) == self.y
-        naive, robust = correct.copy(), correct.copy()
-        outcomes: dict[str, Outcome] = {}
-        complete = True
-        for number, trial in enumerate(self.suite.trials):
-            chosen = np.flatnonzero(robust if self.suite.cascade else correct)
-            self.progress(role, trial.name, len(self.x) - len(chosen))
-            if not len(chosen):
-                continue
-            start = robust if self.suite.cascade else correct
-            try:
-                outcome = self._outcome(target, trial, number, chosen, start, role)
-            except KeyboardInterrupt:
-                complete = False
-                break
-            outcomes[trial.name] = outcome
-            robust = robust & outcome.robust
-            if trial.gradient == "exact":
-                naive = naive & outcome.robust
-        findings: tuple[Finding, ...] = ()
-        if complete:
-            findings = diagnose(target, self.x, self.y, self.threat, correct, outcomes, self.seed)
-        return ModelEvaluation(
-            role=role,
-            model=model,
-            jumps=jumps,
-            provider=target.provider,
-            correct=correct,
-            naive=naive,
-            robust=robust,
-            outcomes=outcomes,
-            findings=findings,
-            complete=complete,
+    classes = logits.shape[1]
+    if classes < 2:
+        raise DataError(
+            f"{target.model.name}: has one output value an example, so there is no rival class to "
+            "attack towards. Export two logits: (0, z) for a sigmoid of z"
         )
-
-    def _outcome(
-        self, target: Target, trial: Trial, number: int, chosen: Array, correct: Array, role: str
-    ) -> Outcome:
-        threat = trial.threat_model(self.threat)
-        attack, seen = trial.attack, trial.sees(target)
-        if trial.source is not None:
-            attack = Transfer(attack=attack, source=_source(target, trial.source))
-
-        def run() -> AttackResult:
-            return attack.run(
-                seen,
-                self.x[chosen],
-                self.y[chosen],
-                threat,
-                seed=self.seed + number,
-                indices=chosen,
-                batch_size=self.batch_size,
-                progress=lambda done: self.progress(role, trial.name, done),
-            )
-
-        if self.checkpoint is None:
-            result = run()
-        else:
-            key = (target.model.sha256, trial.to_json(), threat.to_json(), self.seed + number)
-            result = self.checkpoint.recall((*key, digest(self.x, self.y, chosen)), run)
-        broken = result.correct & ~result.robust
-        # A trial may look further than the threat model; only what is inside counts against it.
-        # The model sees the examples rounded to its dtype, and the ball is around these.
-        x = self.x[chosen].astype(result.x_adv.dtype)
-        broken &= self.threat.contains(result.x_adv, x)
-        robust = correct.copy()
-        robust[chosen[broken]] = False
-        return Outcome(trial, threat, chosen, result, robust)
-
-
-def _source(target: Target, scale: float) -> Target:
-    """Returns the model to transfer from; for one without jumps the model itself."""
-    jumps = rewrite.jumps_of(target.model)
-    if not jumps:
-        return target
-    original = rewrite.original_of(target.model)
-    if scale == 0:
-        return target.of(original)
-    scaled = {
-        path: [scale * each for each in jump] if isinstance(jump, tuple) else scale * jump
-        for path, jump in jumps.items()
-    }
-    return target.of(rewrite.retrofit(original, jumps=scaled, partial=True).model)
+    check_classes(y, classes, target.model.name)
+    return int(classes)

@@ -98,7 +98,13 @@ class AdversarialExamples:
             raise DataError(f"{path}: its arrays do not belong together, it was changed")
         return cls(**arrays, about=about)
 
-    def save_images(self, folder: str | os.PathLike[str], bounds: tuple[float, float]) -> int:
+    def save_images(
+        self,
+        folder: str | os.PathLike[str],
+        bounds: tuple[float, float],
+        *,
+        force: bool = False,
+    ) -> int:
         """Writes the broken examples as PNG, `00012_label7.png`; returns how many.
 
         Rounding to 8 bits moves a pixel by up to 1/510 of the range: an image may be classified
@@ -107,26 +113,40 @@ class AdversarialExamples:
         Args:
             folder: made if it is not there.
             bounds: of the pixels.
+            force: replace images that are there already.
 
         Raises:
             DataError: these are no images (samples, 1 or 3 channels, height, width).
+            OutputError: an image is there already.
         """
-        if self.x_adv.ndim != 4 or self.x_adv.shape[1] not in (1, 3):
-            raise DataError(
-                f"examples of shape {self.x_adv.shape[1:]} are no images (1 or 3 channels, height, "
-                "width): save them as .npz only"
-            )
+        check_images(self.x_adv.shape[1:])
         low, high = bounds
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         scaled = np.rint((self.x_adv - low) * (255 / (high - low))).astype(np.uint8)
         chosen = np.flatnonzero(self.broken)
         for at in chosen:
-            _write_png(place / f"{at:05d}_label{self.y[at]}.png", scaled[at])
+            _write_png(place / f"{at:05d}_label{self.y[at]}.png", scaled[at], force)
         return len(chosen)
 
 
-def _write_png(path: Path, image: Array) -> None:
+def check_images(shape: tuple[int, ...]) -> None:
+    """Refuses examples that `save_images` cannot write.
+
+    Args:
+        shape: of one example.
+
+    Raises:
+        DataError: it is no image (1 or 3 channels, height, width).
+    """
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise DataError(
+            f"examples of shape {shape} are no images (1 or 3 channels, height, width): save them "
+            "as .npz only"
+        )
+
+
+def _write_png(path: Path, image: Array, force: bool) -> None:
     try:
         from PIL import Image
     except ImportError as error:
@@ -136,4 +156,4 @@ def _write_png(path: Path, image: Array) -> None:
     pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    write_atomically(path, file.getvalue(), force=True)
+    write_atomically(path, file.getvalue(), force=force)

@@ -2,7 +2,7 @@
 
     JR004  masking-suspected   a weaker or blinder attack breaks what the gradient did not
     JR005  attack-invalid      the attack itself does not work: a weakness of the figure
-    JR006  input-contract      the data does not look like what the model was made for
+    JR006  input-contract      the data, or the baseline, is not what the model was made for or from
     JR008  gradient-health     zero or non-finite gradients
 
 Sources: Athalye et al. (arXiv:1802.00420), Carlini et al. (arXiv:1902.06705), Tramer et al.
@@ -11,14 +11,19 @@ Sources: Athalye et al. (arXiv:1802.00420), Carlini et al. (arXiv:1902.06705), T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from jr_onnx.attacks import FGSM, PGD, ThreatModel
+from jr_onnx import rewrite
+from jr_onnx.attacks import FGSM, NORMS, PGD, ThreatModel
+from jr_onnx.errors import JrOnnxError
 from jr_onnx.health import gradient_health
+from jr_onnx.model import Model
+from jr_onnx.model.differences import Difference, compare_fields, compare_repeated
+from jr_onnx.model.external import data_file, first_difference, locations
 from jr_onnx.suites import Outcome
 from jr_onnx.target import Target
 
@@ -30,6 +35,8 @@ _LOOKED_AT = 1000
 # Differences below this share of the examples are noise.
 _TOLERANCE = 0.02
 _BLIND = ("transfer", "none")
+# Whose errors leave nothing to conclude from.
+_INVALID = ("JR005", "JR006")
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,23 @@ class Finding:
         return {"rule": self.rule, "level": self.level, "message": self.message}
 
 
+def is_inconclusive(findings: Iterable[Finding]) -> bool:
+    """Whether one of them says that the figures mean nothing: neither a pass nor a fail."""
+    return any(each.level == "error" and each.rule in _INVALID for each in findings)
+
+
+def of_the_input(target: Target, x: Array, y: Array, correct: Array) -> tuple[Finding, ...]:
+    """Looks for models that cannot be attacked, and data they were not made for.
+
+    Args:
+        target: the model.
+        x: `(samples, ...)`.
+        y: int `(samples,)`.
+        correct: bool `(samples,)`, without attack.
+    """
+    return _named(target, _of_the_input(target, x, y, correct))
+
+
 def diagnose(
     target: Target,
     x: Array,
@@ -60,7 +84,7 @@ def diagnose(
     outcomes: Mapping[str, Outcome],
     seed: int,
 ) -> tuple[Finding, ...]:
-    """Looks for signs that an evaluation is too good.
+    """Looks for signs that an evaluation is too good, once the attacks have run.
 
     Args:
         target: the model.
@@ -72,18 +96,81 @@ def diagnose(
         seed: of all random numbers.
     """
     chosen = np.flatnonzero(correct)[:_SAMPLES]
-    found = [*_of_the_input(target, x, y, correct)]
     if not len(chosen):
-        return tuple(found)
+        return ()
     x, y = x[chosen], y[chosen]
+    found = []
     if any(outcome.trial.attack.uses_gradients for outcome in outcomes.values()):
         found += _of_the_gradient(target, x, y)
         if np.isfinite(threat.epsilon):
             found += _of_the_attack(target, x, y, threat, chosen, seed)
     found += _of_the_blind(outcomes, correct)
-    return tuple(
-        Finding(each.rule, each.level, f"{target.model.name}: {each.message}") for each in found
+    return _named(target, found)
+
+
+def of_the_threat(threat: ThreatModel) -> tuple[Finding, ...]:
+    """Looks for an epsilon in other units than the data's."""
+    low, high = threat.bounds
+    if threat.norm != "linf" or high - low <= 2 or threat.epsilon > (high - low) / 1000:
+        return ()
+    return (
+        Finding(
+            "JR006",
+            "warning",
+            f"epsilon {threat.epsilon:g} is less than a thousandth of the bounds [{low:g}, "
+            f"{high:g}]. It is in units of x: what is 8/255 in [0, 1] is 8 in [0, 255]",
+        ),
     )
+
+
+def of_the_baseline(baseline: Model, model: Model) -> tuple[Finding, ...]:
+    """Compares a baseline with the original that a hardened model carries, weights included.
+
+    The bytes may be others: an exporter or `onnx.save` writes the same graph anew.
+    """
+    where = f"{baseline.name} is the baseline of {model.name}"
+    try:
+        original = rewrite.original_of(model)
+        if original is model:
+            return (
+                Finding(
+                    "JR006",
+                    "warning",
+                    f"{where}, which carries no record of a retrofit: that only the jumps differ "
+                    "was not checked",
+                ),
+            )
+        found = next(_differences(original, baseline), None)
+    except JrOnnxError as error:
+        return (Finding("JR006", "error", f"{where}; that it is its original is not so: {error}"),)
+    if found is None:
+        return ()
+    return (
+        Finding(
+            "JR006",
+            "error",
+            f"{where}, and is not its original ({found.where}: {found.what}): the change is that "
+            "between two networks, and says nothing of the jump. Leave the baseline out to compare "
+            "with the original that the model carries",
+        ),
+    )
+
+
+def _differences(original: Model, baseline: Model) -> Iterator[Difference]:
+    if original.sha256 != baseline.sha256:
+        mine, yours = original.proto, baseline.proto
+        yield from compare_fields(mine.graph, yours.graph, "graph", ("name", "doc_string"))
+        for field in ("functions", "opset_import"):
+            yield from compare_repeated(getattr(mine, field), getattr(yours, field), field)
+    if original.folder != baseline.folder:
+        for name in locations(original):
+            at = first_difference(data_file(original, name), data_file(baseline, name))
+            if at is not None:
+                yield Difference(name, f"the weights differ from byte {at:,} of the file on")
+
+
+def _named(target: Target, found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(replace(each, message=f"{target.model.name}: {each.message}") for each in found)
 
 
 def _of_the_input(target: Target, x: Array, y: Array, correct: Array) -> list[Finding]:
@@ -201,27 +288,28 @@ def _of_the_attack(
             )
         )
     low, high = threat.bounds
-    if threat.norm == "linf":
-        # Half of the range takes every input to the same grey.
-        everything = kept(PGD(steps=20), replace(threat, epsilon=(high - low) / 2))
-        if everything > _TOLERANCE:
-            found.append(
-                Finding(
-                    "JR005",
-                    "error",
-                    f"{everything:.0%} withstand PGD even where every input can be made the same "
-                    "grey: it is the attack that fails, not the model that resists",
-                )
+    # Half of the range takes every input to the same grey; in l2 and l1 that is as far away as all
+    # elements together.
+    grey = float(NORMS[threat.norm].distance(np.full_like(x[:1], (high - low) / 2))[0])
+    everything = kept(PGD(steps=20), replace(threat, epsilon=grey))
+    if everything > _TOLERANCE:
+        found.append(
+            Finding(
+                "JR005",
+                "error",
+                f"{everything:.0%} withstand PGD even where every input can be made the same "
+                "grey: it is the attack that fails, not the model that resists",
             )
-        wider = kept(PGD(steps=20), replace(threat, epsilon=min(2 * threat.epsilon, high - low)))
-        if wider > steps + _TOLERANCE:
-            found.append(
-                Finding(
-                    "JR005",
-                    "error",
-                    f"twice the epsilon leaves more ({wider:.0%}) than epsilon ({steps:.0%})",
-                )
+        )
+    wider = kept(PGD(steps=20), replace(threat, epsilon=min(2 * threat.epsilon, 2 * grey)))
+    if wider > steps + _TOLERANCE:
+        found.append(
+            Finding(
+                "JR005",
+                "error",
+                f"twice the epsilon leaves more ({wider:.0%}) than epsilon ({steps:.0%})",
             )
+        )
     return found
 
 

@@ -40,9 +40,14 @@ class Port:
         Raises:
             ModelError: it is none.
         """
-        if self.type not in _FLOATS:
+        if not self.is_float:
             raise ModelError(f"{self.name!r} is {self.type}, a float tensor is needed")
         return np.dtype(_FLOATS[self.type])
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is a float tensor."""
+        return self.type in _FLOATS
 
     @property
     def fixed_batch(self) -> int | None:

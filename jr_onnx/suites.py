@@ -31,6 +31,7 @@ from jr_onnx.attacks import (
     TrustRegion,
     UniformNoise,
 )
+from jr_onnx.autodiff.losses import TARGETS, find_loss
 from jr_onnx.errors import ParameterError
 from jr_onnx.target import SurrogateTarget, Target
 
@@ -93,7 +94,8 @@ class Outcome:
         trial: the attack, and how it was used.
         threat: what it was allowed to do.
         indices: int, the examples it was tried on.
-        result: what it found on these.
+        result: what it found on these; without `x_adv` where these were not kept.
+        size: float64, the norm of each of these examples.
         robust: bool `(samples,)`: correct, and broken neither by this trial nor, in a suite in
             which broken examples leave, by one before it.
     """
@@ -102,7 +104,31 @@ class Outcome:
     threat: ThreatModel
     indices: Array = field(repr=False)
     result: AttackResult = field(repr=False)
+    size: Array = field(repr=False)
     robust: Array = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry of `attacks` in the result; distances are of the broken examples."""
+        found = self.result
+        broken = found.correct & ~found.robust
+        distance, size = found.distance[broken], self.size[broken]
+        relative = distance[size > 0] / size[size > 0]
+        return {
+            "name": self.trial.name,
+            **self.threat.to_json(),
+            "gradient": self.trial.gradient,
+            "options": self.trial.to_json(),
+            "tried": len(self.indices),
+            "broken": int(broken.sum()),
+            "robust_accuracy": float(self.robust.mean()),
+            "mean_distance": float(distance.mean()) if len(distance) else None,
+            "max_distance": float(distance.max()) if len(distance) else None,
+            "mean_relative_distance": float(relative.mean()) if len(relative) else None,
+            "max_relative_distance": float(relative.max()) if len(relative) else None,
+            "seconds": found.seconds,
+            "forward_passes": found.counts.forward,
+            "gradient_passes": found.counts.gradient,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,6 +141,7 @@ class Suite:
         cascade: whether a broken example leaves, so that later trials see only what is left.
         adaptive: whether attackers are among them who know of the jump.
         left_out: trials that do not know the norm of the threat model.
+        changed: in words, what is otherwise than in the suite of that name, and why.
     """
 
     name: str
@@ -122,6 +149,7 @@ class Suite:
     cascade: bool = True
     adaptive: bool = False
     left_out: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [trial.name for trial in self.trials]
@@ -212,22 +240,58 @@ SUITES: dict[str, Callable[[], Suite]] = {
 }
 
 
-def find_suite(suite: str | Suite, norm: str) -> Suite:
-    """Returns a suite, without the trials that do not know the norm.
+def find_suite(
+    suite: str | Suite, norm: str, *, epsilon: float = np.inf, classes: int | None = None
+) -> Suite:
+    """Returns a suite for a threat model and a number of classes.
+
+    Trials that do not know the norm are left out. In a suite given by its name, an attack whose
+    options make no sense there gets others, and `changed` says so; trials of one's own stay as
+    they are.
 
     Args:
         suite: a name in `SUITES`, or the suite.
         norm: of the threat model.
+        epsilon: of the threat model.
+        classes: how many the models have; None if that is not known.
 
     Raises:
         ParameterError: there is none of that name, or nothing of it is left.
     """
+    changed: tuple[str, ...] = ()
     if isinstance(suite, str):
         if suite not in SUITES:
             raise ParameterError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}")
         suite = SUITES[suite]()
+        fitted = [_fitted(trial, norm, epsilon, classes) for trial in suite.trials]
+        suite = replace(suite, trials=tuple(trial for trial, _ in fitted))
+        changed = tuple(why for _, why in fitted if why)
     kept = tuple(trial for trial in suite.trials if (trial.norm or norm) in trial.attack.norms)
     if not kept:
         raise ParameterError(f"no attack of the suite {suite.name} knows the norm {norm}")
     left_out = tuple(trial.name for trial in suite.trials if trial not in kept)
-    return replace(suite, trials=kept, left_out=left_out)
+    return replace(suite, trials=kept, left_out=left_out, changed=changed)
+
+
+def _fitted(trial: Trial, norm: str, epsilon: float, classes: int | None) -> tuple[Trial, str]:
+    """Returns a trial whose options make sense, and what was changed in words."""
+    attack = trial.attack
+    if isinstance(attack, IFGSM) and trial.norm is None and norm != "linf":
+        # 40 steps of 0.01 each would end far inside most balls of these norms.
+        if not np.isfinite(epsilon):
+            own = replace(trial, norm="linf")
+            return own, f"{trial.name} steps in linf, as published: it has no length in {norm}"
+        step = replace(attack, step_size=epsilon / 10)
+        why = f"{trial.name} takes steps of epsilon / 10: the published ones are of linf"
+        return replace(trial, attack=step), why
+    if classes is None or not isinstance(attack, APGD):
+        return trial, ""
+    loss = find_loss(attack.loss)
+    if classes >= loss.classes:
+        return trial, ""
+    instead = "logit_difference" if TARGETS in loss.compares else "margin"
+    why = (
+        f"{trial.name} ascends {instead}: its loss {attack.loss} needs {loss.classes} classes, "
+        f"there are {classes}"
+    )
+    return replace(trial, attack=replace(attack, loss=instead)), why

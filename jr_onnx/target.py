@@ -42,10 +42,11 @@ class Target:
     Logits always come from the model exactly as it is; its gradient graph is a graph of its own.
 
     Args:
-        model: a path, serialized bytes, or a `Model`; one input `(batch, ...)`, one output
+        model: a path, serialized bytes, or a `Model`; one input `(batch, ...)`, an output
             `(batch, classes)`.
         device: `auto`, `cpu` or `cuda`.
         batch_size: most examples in one run. A model with a fixed batch runs with its own.
+        output: the name of that output, None for the only one.
 
     Raises:
         ModelError: the model is no such classifier.
@@ -58,20 +59,26 @@ class Target:
         *,
         device: str = "auto",
         batch_size: int = DEFAULT_BATCH_SIZE,
+        output: str | None = None,
     ) -> None:
         if isinstance(model, bytes):
             model = Model(model)
         self.model = model if isinstance(model, Model) else load(model)
         self._device = device
         self._forward = Session(self.model, device=device)
-        self._input = _only(self._forward.inputs, "input", self.model)
-        _only(self._forward.outputs, "output", self.model)
+        self._input = _one(self._forward.inputs, "input", self.model)
+        self._output = _one(self._forward.outputs, "output", self.model, output)
         self._batch_size = batch_size
         self._gradients: dict[Any, _Backward] = {}
 
     def of(self, model: Model) -> Target:
         """Returns a target of another model, on the same device."""
-        return Target(model, device=self._device, batch_size=self._batch_size)
+        return Target(model, device=self._device, batch_size=self._batch_size, output=self.output)
+
+    @property
+    def output(self) -> str:
+        """The name of the output with the logits."""
+        return self._output.name
 
     @property
     def provider(self) -> str:
@@ -111,7 +118,7 @@ class Target:
         """
 
         def run(part: Array) -> tuple[Array, ...]:
-            return tuple(self._forward.run({self._input.name: part}))
+            return tuple(self._forward.run({self._input.name: part}, [self.output]))
 
         return self._in_batches(run, self._input, x)[0]
 
@@ -187,7 +194,7 @@ class Target:
     def _backward(self, loss: str, surrogate: Surrogates) -> _Backward:
         key = (loss, surrogate if isinstance(surrogate, str) else tuple(surrogate.items()))
         if key not in self._gradients:
-            graph = input_gradient(self.model, loss=loss, surrogate=surrogate)
+            graph = input_gradient(self.model, loss=loss, surrogate=surrogate, output=self.output)
             on_cpu = self.provider == "CPUExecutionProvider"
             micro = min(_MICRO, self._batch_size) if on_cpu else self._batch_size
             self._gradients[key] = _Backward(graph, self._device, micro)
@@ -199,7 +206,7 @@ class Target:
                 f"expected one integer label for each of {examples} examples, got {y.dtype} of "
                 f"shape {y.shape}"
             )
-        check_classes(y, classes_of(self._forward.outputs[0].shape), self.model.name)
+        check_classes(y, classes_of(self._output.shape), self.model.name)
 
     def _in_batches(
         self, run: Callable[..., tuple[Array, ...]], port: Port, x: Array, *more: Array
@@ -292,8 +299,19 @@ def check_classes(y: Array, classes: int | None, name: str) -> None:
         raise DataError(f"label {int(y[at])} at index {at} is out of range: {known}")
 
 
-def _only(ports: tuple[Port, ...], what: str, model: Model) -> Port:
-    if len(ports) != 1:
-        names = [port.name for port in ports]
-        raise ModelError(f"{model.name}: a classifier with one {what} is needed, got {names}")
-    return ports[0]
+def _one(ports: tuple[Port, ...], what: str, model: Model, asked: str | None = None) -> Port:
+    named = {port.name: port for port in ports}
+    if asked is not None and asked not in named:
+        raise ModelError(f"{model.name}: has no {what} {asked!r}, only {', '.join(named)}")
+    if asked is None and len(ports) != 1:
+        hint = ". Say which one has the logits (--output-name)" if what == "output" else ""
+        raise ModelError(
+            f"{model.name}: a classifier with one {what} is needed, got {list(named)}{hint}"
+        )
+    port = named[asked] if asked is not None else ports[0]
+    if what == "output" and not port.is_float:
+        raise ModelError(
+            f"{model.name}: the output {port.name!r} is {port.type}; expected the logits or the "
+            "softmax, a float tensor (batch, classes). Export these, not the label"
+        )
+    return port

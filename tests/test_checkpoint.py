@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(
         return attack(self, *args, **options)
 
     # The package's function of that name hides the module.
-    monkeypatch.setattr(sys.modules["jr_onnx.evaluate"], "diagnose", lambda *args: ())
+    monkeypatch.setattr(sys.modules["jr_onnx.runs"], "diagnose", lambda *args: ())
     without = {**expected, "findings": []}
     with monkeypatch.context() as patch:
         patch.setattr(Attack, "run", counted)

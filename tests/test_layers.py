@@ -19,6 +19,7 @@ LAYERS = (
     ("attacks", "data", "health"),
     ("suites", "statistics", "checkpoint"),
     ("findings",),
+    ("runs",),
     ("evaluate",),
     ("examples", "curves"),
     ("report",),

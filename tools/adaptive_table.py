@@ -111,7 +111,7 @@ def perturbations(evaluations: Sequence[Evaluation]) -> str:
     models += [(evaluation, evaluation.models[1]) for evaluation in evaluations]
     rows = []
     for trial in evaluations[0].suite.trials:
-        entries = [each.attack_json(model.outcomes[trial.name]) for each, model in models]
+        entries = [model.outcomes[trial.name].to_json() for _, model in models]
         if trial.name == "ifgsm":
             left = [model.outcomes["ifgsm"].result.robust.sum() for _, model in models]
             cells = [f"{each / len(evaluations[0].x):.1%}" for each in left]

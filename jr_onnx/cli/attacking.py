@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jr_onnx import report, rewrite
 from jr_onnx.attacks import ATTACKS, NORMS, ThreatModel, parse_attack, parse_epsilon
 from jr_onnx.checkpoint import Checkpoint
-from jr_onnx.cli.console import bars, require_distinct, require_json, say, write_json
+from jr_onnx.cli.console import (
+    bars,
+    require_distinct,
+    require_empty,
+    require_json,
+    say,
+    warn,
+    write_json,
+)
+from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     BatchSize,
     Device,
@@ -19,16 +28,18 @@ from jr_onnx.cli.options import (
     Json,
     ModelPath,
     Output,
+    OutputName,
     Quiet,
     Seed,
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
-from jr_onnx.curves import RobustnessCurve, robustness_curve
+from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
 from jr_onnx.errors import ParameterError
 from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
 from jr_onnx.evaluate import evaluate as run_suite
-from jr_onnx.examples import AdversarialExamples
-from jr_onnx.model import Model, load, require_writable
+from jr_onnx.examples import AdversarialExamples, check_images
+from jr_onnx.findings import Finding
+from jr_onnx.model import load, require_writable
 from jr_onnx.model.external import data_files
 from jr_onnx.report.curves import curve_table, curve_verdict
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
@@ -67,6 +78,7 @@ def attack(
         Path | None,
         typer.Option(help="Folder for the broken examples as PNG.", show_default=False),
     ] = None,
+    output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -87,11 +99,15 @@ def attack(
     require_json(json, force=force)
     if data is None:
         assert replay is not None
-        _replay(loaded, replay, device, batch_size, json, force)
+        target = Target(loaded, device=device, batch_size=batch_size, output=output_name)
+        _replay(target, replay, json, force)
         return
     examples = open_data(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
     )
+    if images is not None:
+        check_images(examples.data.shape)
+        require_empty(images, force=force)
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
     with bars(len(examples), quiet=quiet) as progress:
@@ -106,6 +122,9 @@ def attack(
             seed=seed,
             batch_size=batch_size,
             progress=progress,
+            output=output_name,
+            keep_examples=output is not None or images is not None,
+            on_finding=_warn,
         )
     _say(evaluation, data)
     if output or images:
@@ -114,8 +133,10 @@ def attack(
             found.save(output, force=force)
             say(f"{output}: {int(found.broken.sum())} adversarial examples written")
         if images:
-            say(f"{images}: {found.save_images(images, threat.bounds)} images written")
+            say(f"{images}: {found.save_images(images, threat.bounds, force=force)} images written")
     write_json(json, report.to_json(**evaluation.to_json()), force=force)
+    if evaluation.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def evaluate(
@@ -148,6 +169,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -172,79 +194,68 @@ def evaluate(
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     if before is None and rewrite.jumps_of(loaded):
         before = rewrite.original_of(loaded)
-    checkpoint = Checkpoint(resume) if resume else None
-    if curve is not None:
-        with bars(len(examples), quiet=quiet) as progress:
-            found = robustness_curve(
-                loaded,
-                examples.x,
-                examples.y,
-                threat=threat,
-                epsilons=[parse_epsilon(each) for each in curve.split(",")],
-                suite=suite,
-                baseline=before,
-                preprocessing=examples.steps,
-                device=device,
-                seed=seed,
-                batch_size=batch_size,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
-        _say_curve(found, data)
-        write_json(json, report.to_json(**found.to_json()), force=force)
-        return
-    interrupted = None
+    shared: Any = {
+        "threat": threat,
+        "suite": suite,
+        "baseline": before,
+        "preprocessing": examples.steps,
+        "device": device,
+        "seed": seed,
+        "batch_size": batch_size,
+        "checkpoint": Checkpoint(resume) if resume else None,
+        "output": output_name,
+        "keep_examples": False,
+    }
+    found: Evaluation | RobustnessCurve | None
+    interrupted: KeyboardInterrupt | None = None
     with bars(len(examples), quiet=quiet) as progress:
         try:
-            evaluation = run_suite(
-                loaded,
-                examples.x,
-                examples.y,
-                threat=threat,
-                suite=suite,
-                baseline=before,
-                preprocessing=examples.steps,
-                device=device,
-                seed=seed,
-                batch_size=batch_size,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
-        except EvaluationInterrupted as stopped:
-            evaluation, interrupted = stopped.partial, stopped
-    _say(evaluation, data)
-    write_json(json, report.to_json(**evaluation.to_json()), force=force)
-    if interrupted:
-        say("Interrupted: these figures are of the attacks that were finished, and too good.")
+            if curve is None:
+                found = run_suite(
+                    loaded, examples.x, examples.y, progress=progress, on_finding=_warn, **shared
+                )
+            else:
+                found = robustness_curve(
+                    loaded,
+                    examples.x,
+                    examples.y,
+                    epsilons=[parse_epsilon(each) for each in curve.split(",")],
+                    progress=progress,
+                    **shared,
+                )
+        except (EvaluationInterrupted, CurveInterrupted) as stop:
+            found, interrupted = stop.partial, stop
+    if found is not None:
+        _say(found, data)
+        write_json(json, report.to_json(**found.to_json()), force=force)
+    if interrupted is not None:
         raise interrupted
+    if found is not None and found.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
-def _say(evaluation: Evaluation, data: Path | None) -> None:
-    provider = evaluation.models[-1].provider
-    say(f"attacked on {len(evaluation.x):,} examples of {data} by {provider}")
-    say(report.evaluation_table(evaluation))
-    distances = report.distances_table(evaluation)
-    if distances:
-        say(distances)
-    for finding in evaluation.findings:
+def _warn(finding: Finding) -> None:
+    warn(f"{finding.rule} {finding.level}: {finding.message}")
+
+
+def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
+    if isinstance(found, Evaluation):
+        examples, provider = len(found.x), found.models[-1].provider
+        tables = [report.evaluation_table(found), report.distances_table(found)]
+        verdict = report.verdict(found)
+    else:
+        examples, provider = len(found.evaluations[0].x), found.models[-1].first.provider
+        tables, verdict = [curve_table(found)], curve_verdict(found)
+    say(f"attacked on {examples:,} examples of {data} by {provider}")
+    for table in filter(None, tables):
+        say(table)
+    for finding in found.findings:
         say(f"{finding.rule} {finding.level}: {finding.message}")
-    say(report.verdict(evaluation))
+    say(verdict)
 
 
-def _say_curve(curve: RobustnessCurve, data: Path) -> None:
-    provider = curve.models[-1].first.provider
-    say(f"attacked on {len(curve.evaluations[0].x):,} examples of {data} by {provider}")
-    say(curve_table(curve))
-    for finding in curve.findings:
-        say(f"{finding.rule} {finding.level}: {finding.message}")
-    say(curve_verdict(curve))
-
-
-def _replay(
-    model: Model, path: Path, device: str, batch_size: int, json: Path | None, force: bool
-) -> None:
-    examples = AdversarialExamples.load(path)
-    target = Target(model, device=device, batch_size=batch_size)
+def _replay(target: Target, path: Path, json: Path | None, force: bool) -> None:
+    examples, model = AdversarialExamples.load(path), target.model
     check_fit(target, examples.x_adv, examples.y)
     clean = target.logits(examples.x).argmax(axis=1) == examples.y
     attacked = target.logits(examples.x_adv).argmax(axis=1) == examples.y

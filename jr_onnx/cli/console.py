@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jr_onnx.errors import ParameterError
+from jr_onnx.errors import OutputError, ParameterError
 from jr_onnx.evaluate import Progress as Told
 from jr_onnx.model import require_writable, write_atomically
 
@@ -73,6 +73,20 @@ def require_distinct(*, inputs: Sequence[Path | None], outputs: Sequence[Path | 
         if path.resolve() in seen:
             raise ParameterError(f"{path}: would be overwritten. Give each file a path of its own")
         seen[path.resolve()] = path
+
+
+def require_empty(folder: Path, *, force: bool) -> None:
+    """Refuses a folder for many files that has files already, before any work is done.
+
+    Raises:
+        OutputError: `force` is not given and it has, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder}: has files already. Pass --force to add to them, or give another path"
+        )
 
 
 def json_path(path: Path | None) -> Path | None:

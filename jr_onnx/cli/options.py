@@ -18,6 +18,14 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Where to write.", show_default=False, callback=file_path),
 ]
+OutputName = Annotated[
+    str | None,
+    typer.Option(
+        "--output-name",
+        help="The output with the logits, of a model with several.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there already.")]
 AcceptEdits = Annotated[
     bool,
@@ -132,7 +140,7 @@ Partial = Annotated[
     typer.Option("--partial", help="Go on although some activations are fused or quantised away."),
 ]
 Epsilon = Annotated[
-    str, typer.Option("--epsilon", help="Radius of the linf ball, in units of x; 8/255 works.")
+    str, typer.Option("--epsilon", help="Radius of the ball, in units of x; 8/255 works.")
 ]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
 Device = Annotated[

@@ -118,6 +118,8 @@ def open_data(
     """
     steps = _steps(model, preprocess or (), mean, std)
     data = load_data(path, preprocessing=steps, limit=samples, seed=seed)
+    if samples is not None and samples > len(data):
+        warn(f"--samples {samples}: {path} has {len(data)}, and all are used")
     for note in data.notes:
         warn(note)
     return Examples(data, steps)

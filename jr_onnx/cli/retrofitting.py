@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
+
 from jr_onnx import report, rewrite
 from jr_onnx import session as sessions
 from jr_onnx.activations import quantile_jumps
 from jr_onnx.attacks import ThreatModel, parse_epsilon
 from jr_onnx.cli.console import bars, require_distinct, require_json, say, warn, write_json
 from jr_onnx.cli.edited import told, undone
+from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     AcceptEdits,
     BatchSize,
@@ -27,6 +30,7 @@ from jr_onnx.cli.options import (
     Last,
     ModelPath,
     Output,
+    OutputName,
     Partial,
     Quantile,
     Quiet,
@@ -66,6 +70,7 @@ def retrofit(
     std: Std = None,
     epsilon: Epsilon = "0.1",
     steps: Steps = 40,
+    output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -121,7 +126,7 @@ def retrofit(
         selection=selection,
         partial=partial,
     )
-    tried = _try_out(result, examples, device, skip=skip_load)
+    tried = _try_out(result, examples, device, output_name, skip=skip_load)
     written = save(result.model, path, force=force)
     say(f"{model}: {report.retrofit_summary(result)}")
     say(f"{path}: {'written' if written else 'is up to date'}")
@@ -144,6 +149,8 @@ def retrofit(
                 seed=seed,
                 batch_size=batch_size,
                 progress=progress,
+                output=output_name,
+                keep_examples=False,
             )
         _say_evaluation(evaluation, data)
     if json:
@@ -157,6 +164,8 @@ def retrofit(
             evaluation=evaluation.to_json() if evaluation else None,
         )
         write_json(json, content, force=force)
+    if evaluation and evaluation.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def _read_jumps(path: Path, selection: rewrite.Selection) -> dict[str, float | list[float]]:
@@ -211,7 +220,12 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 def _try_out(
-    result: rewrite.Retrofit, examples: Examples | None, device: str, *, skip: bool
+    result: rewrite.Retrofit,
+    examples: Examples | None,
+    device: str,
+    output: str | None,
+    *,
+    skip: bool,
 ) -> bool:
     """Loads the hardened model, and runs one example, before anything is written.
 
@@ -220,7 +234,7 @@ def _try_out(
     """
     if examples:
         for model in (result.original, result.model):
-            target = Target(examples.normalized(model), device=device)
+            target = Target(examples.normalized(model), device=device, output=output)
             check_fit(target, examples.x, examples.y)
             target.differentiate(examples.x[:1], examples.y[:1])
         return True
@@ -251,6 +265,8 @@ def _say_evaluation(evaluation: Evaluation, data: Path | None) -> None:
     providers = ", ".join(dict.fromkeys(model.provider for model in evaluation.models))
     say(f"validated on {len(evaluation.x):,} examples of {data} by {providers}")
     say(report.evaluation_table(evaluation))
+    for finding in evaluation.findings:
+        say(f"{finding.rule} {finding.level}: {finding.message}")
     say(report.verdict(evaluation))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +20,8 @@ Array = np.ndarray[Any, Any]
 _PART = 64
 # Examples whose pixels the notes look at.
 _LOOKED_AT = 256
+# Bytes of examples that are kept in memory; more are kept in a temporary file.
+_IN_MEMORY = 1 << 30
 
 
 class Source(Protocol):
@@ -80,18 +85,35 @@ class Dataset:
     def x(self) -> Array:
         """All examples, float32 or float64 `(samples, *shape)`, inside the bounds.
 
+        More than 1 GiB of them are in a temporary file (`TMPDIR` says where), which the system
+        reads as it is looked at: evaluating needs memory for a part of them only.
+
         Raises:
-            DataError: as of `batches`.
+            DataError: as of `batches`; or there is no room for the temporary file.
         """
         whole: Array | None = None
         at = 0
         for part, _ in self.batches(_PART):
             if whole is None:
-                whole = np.empty((len(self), *part.shape[1:]), part.dtype)
+                whole = self._room((len(self), *part.shape[1:]), part.dtype)
             whole[at : at + len(part)] = part
             at += len(part)
         assert whole is not None, "no dataset is empty"
         return whole
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        size = math.prod(shape) * dtype.itemsize
+        if size <= _IN_MEMORY:
+            return np.empty(shape, dtype)
+        folder = tempfile.gettempdir()
+        if size > shutil.disk_usage(folder).free:
+            raise DataError(
+                f"{self.name}: {len(self):,} examples take {size / 2**30:.1f} GiB, and {folder} "
+                "has no room for them. Set TMPDIR to a folder that has, or use fewer (--samples)"
+            )
+        # Without a name, so that it goes when the array does, however the program ends.
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, dtype, "r+", shape=shape)
 
     def batches(self, size: int = _PART) -> Iterator[tuple[Array, Array]]:
         """Reads the examples in order, never more than a batch of them.
@@ -125,7 +147,8 @@ class Dataset:
                 if example.shape != shape:
                     raise DataError(
                         f"{self.name}: {self._place(row)} has shape {example.shape}, those before "
-                        f"{shape}. Resize and crop all to one size (--resize, --crop)"
+                        f"{shape}. Resize and crop all to one size (--preprocess resize=256, "
+                        "crop=224)"
                     )
             yield self._scaled(np.stack(examples), at)
             at += len(examples)
@@ -149,7 +172,7 @@ class Dataset:
             raise DataError(
                 f"{self.name}: x ranges over [{x.min():g}, {x.max():g}], outside the bounds "
                 f"[{low:g}, {high:g}] (first at {where}). Scale it, save 0..255 images as uint8, "
-                "or give its bounds (--bounds)"
+                "or give its bounds, in units of which epsilon then is (--preprocess bounds=0,255)"
             )
         return x
 
@@ -177,6 +200,7 @@ def check_labels(y: Array, name: str) -> Array:
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise DataError(
             f"{name}: y is {y.dtype} of shape {y.shape}; expected one integer label an example"
+            f"{_advice(y)}"
         )
     if len(y) and y.min() < 0:
         at = int(y.argmin())
@@ -184,6 +208,15 @@ def check_labels(y: Array, name: str) -> Array:
     if len(y) and y.max() > np.iinfo(np.int64).max:
         raise DataError(f"{name}: label {y.max()} is larger than any class")
     return y.astype(np.int64)
+
+
+def _advice(y: Array) -> str:
+    """Returns how to make labels of what is none."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        return ". Of one-hot labels or scores save y.argmax(axis=1)"
+    if y.ndim == 2:
+        return ". Save y[:, 0]"
+    return ". Save y.astype('int64')" if np.issubdtype(y.dtype, np.floating) else ""
 
 
 def _grouped(examples: Iterable[Array], size: int) -> Iterator[list[Array]]:

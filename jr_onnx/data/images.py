@@ -112,7 +112,7 @@ def _sized(image: Image.Image, steps: Preprocessing, where: str) -> Image.Image:
         if top < 0 or left < 0:
             raise DataError(
                 f"{where}: is {image.height}x{image.width} (height x width), smaller than the crop "
-                f"of {height}x{width}. Resize it first (--resize)"
+                f"of {height}x{width}. Resize it first (--preprocess resize=256)"
             )
         image = image.crop((left, top, left + width, top + height))
     return image

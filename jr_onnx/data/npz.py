@@ -86,7 +86,10 @@ class NpzSource:
         if len(shape) < 2:
             raise DataError(f"{self._path}: x has shape {shape}; expected (samples, ...)")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
-            raise DataError(f"{self._path}: x is {dtype}; expected uint8 (0..255) or floats")
+            raise DataError(
+                f"{self._path}: x is {dtype}; expected uint8 (0..255) or floats. Of whole numbers "
+                "0..255 save x.astype('uint8')"
+            )
 
     def read(self, rows: Array) -> Iterator[Array]:
         """Yields the rows of x in one pass; what lies between is skipped."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.curves import RobustnessCurve
-from jr_onnx.statistics import wilson
+from jr_onnx.report.terminal import with_interval
 
 
 def curve_table(curve: RobustnessCurve) -> Table:
@@ -25,7 +23,7 @@ def curve_table(curve: RobustnessCurve) -> Table:
     for title in titles:
         table.add_column(title, justify="right")
     for at, epsilon in enumerate(curve.epsilons):
-        cells = [f"{epsilon:g}", *(_share(model.robust[at]) for model in curve.models)]
+        cells = [f"{epsilon:g}", *(with_interval(model.robust[at]) for model in curve.models)]
         if worst:
             low, high = (100 * end for end in worst[at].interval)
             cells.append(f"{100 * worst[at].change:+.1f} [{low:+.1f}..{high:+.1f}]")
@@ -36,13 +34,10 @@ def curve_table(curve: RobustnessCurve) -> Table:
     return table
 
 
-def _share(robust: Any) -> str:
-    low, high = wilson(robust)
-    return f"{robust.mean():.1%} [{100 * low:.1f}..{100 * high:.1f}]"
-
-
 def curve_verdict(curve: RobustnessCurve) -> str:
     """Returns what the curve says and what it does not."""
+    if not curve.complete:
+        return "Interrupted: the epsilons that are missing were not finished."
     if len(curve.models) < 2 or not curve.adaptive:
         suite = curve.evaluations[0].suite.name
         return (

@@ -125,27 +125,36 @@ def faster_form(result: Retrofit) -> str | None:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Returns accuracies of original and hardened model side by side, 95% intervals in brackets."""
+    """Returns accuracies of original and hardened model side by side, 95% intervals in brackets.
+
+    After an interruption it has the trials that were run, and no change.
+    """
     models, suite = evaluation.models, evaluation.suite
+    compared = len(models) > 1 and evaluation.complete
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for model in models:
-        table.add_column(model.role, justify="right")
-    if len(models) > 1:
+        table.add_column(
+            f"{model.role}{'' if model.complete else ', interrupted'}", justify="right"
+        )
+    if compared:
         table.add_column("change", justify="right")
-    rows = [("clean accuracy", [model.correct for model in models])]
+    rows: list[tuple[str, list[Any]]] = [("clean accuracy", [model.correct for model in models])]
     for trial in suite.trials:
         kept = [_kept(model, trial.name) for model in models]
         ball = _ball(trial.threat_model(evaluation.threat))
-        rows.append(
-            (f"{'and ' if suite.cascade and len(rows) > 1 else ''}{trial.name}{ball}", kept)
-        )
-    if len(suite.trials) > 1:
-        rows.append(("worst case", [model.robust for model in models]))
+        if any(each is not None for each in kept):
+            rows.append(
+                (f"{'and ' if suite.cascade and len(rows) > 1 else ''}{trial.name}{ball}", kept)
+            )
+    if len(rows) > 2:
+        title = "worst case" if evaluation.complete else "worst case so far"
+        rows.append((title, [model.robust for model in models]))
     for title, kept in rows:
-        cells = [f"{share.mean():.1%} [{_interval(wilson(share))}]" for share in kept]
-        if len(models) > 1:
-            cells.append(f"{100 * (kept[-1].mean() - kept[0].mean()):+.1f}")
+        cells = ["" if share is None else with_interval(share) for share in kept]
+        if compared:
+            both = all(share is not None for share in kept)
+            cells.append(f"{100 * (kept[-1].mean() - kept[0].mean()):+.1f}" if both else "")
         _add_row(table, title, *cells)
     return table
 
@@ -159,7 +168,7 @@ def distances_table(evaluation: Evaluation) -> Table | None:
         for outcome in model.outcomes.values():
             if np.isfinite(outcome.threat.epsilon):
                 continue
-            found = evaluation.attack_json(outcome)
+            found = outcome.to_json()
             sizes = [found["mean_relative_distance"], found["max_relative_distance"]]
             cells = ["" if size is None else f"{size:.2%}" for size in sizes]
             broken = f"{found['broken']} of {found['tried']}"
@@ -170,6 +179,15 @@ def distances_table(evaluation: Evaluation) -> Table | None:
 def verdict(evaluation: Evaluation) -> str:
     """Returns what the figures mean and what they do not, in plain words."""
     naive, adaptive = evaluation.naive_gain, evaluation.adaptive_gain
+    if not evaluation.complete:
+        return "Interrupted: these figures are of the attacks that were finished, and too good."
+    if evaluation.inconclusive:
+        doubt = "Inconclusive: by the errors above, these figures are neither good nor bad news."
+        return f"{doubt} {_said(evaluation, naive, adaptive)}"
+    return _said(evaluation, naive, adaptive)
+
+
+def _said(evaluation: Evaluation, naive: Gain | None, adaptive: Gain | None) -> str:
     if naive is None:
         return (
             "The worst case over all attacks of the suite: an upper bound of the accuracy under "
@@ -214,8 +232,16 @@ def _paired(gain: Gain) -> str:
 
 
 def _kept(model: ModelEvaluation, trial: str) -> Any:
+    """Returns who is left after a trial; None if it was not run although some were left."""
     outcome = model.outcomes.get(trial)
-    return model.robust if outcome is None else outcome.robust
+    if outcome is not None:
+        return outcome.robust
+    return model.robust if model.complete and not model.robust.any() else None
+
+
+def with_interval(share: Any) -> str:
+    """Returns a share of the examples, bool `(samples,)`, with its 95% interval."""
+    return f"{share.mean():.1%} [{_interval(wilson(share))}]"
 
 
 def _ball(threat: ThreatModel) -> str:
