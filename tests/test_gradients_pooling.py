@@ -189,45 +189,7 @@ def test_p_norms_over_space_are_p_norms_over_one_large_window() -> None:
     np.testing.assert_allclose(whole, window, rtol=1e-5)
 
 
-SLIDING = {
-    "strides and pads": "Conv<strides=[2,3], pads=[1,0,2,1]>(x, k)",
-    "groups": "Conv<group=2, dilations=[2,1]>(x, k1)",
-    "same": 'Conv<auto_pad="SAME_LOWER">(x, k)',
-    "average": "AveragePool<kernel_shape=[3,2], strides=[2,1]>(x)",
-    "average, pads counted": "AveragePool<kernel_shape=[3,2], strides=[2,1], pads=[1,1,0,1], "
-    "count_include_pad=1>(x)",
-    "p-norm": "LpPool<kernel_shape=[3,2], strides=[2,1], pads=[1,1,0,1]>(x)",
-    "transposed": "ConvTranspose<strides=[2,3], pads=[1,0,0,1]>(x, k)",
-    "average over space": "GlobalAveragePool(x)",
-    "maximum": "MaxPool<kernel_shape=[3,2], strides=[2,1]>(x)",
-    "cut": "Slice(x, from, to, space)",
-    "reflect": 'Pad<mode="reflect">(x, pads)',
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("node", SLIDING.values(), ids=SLIDING)
-@pytest.mark.parametrize("size", [(6, 7), (7, 9), (8, 8)])
-def test_height_and_width_known_at_run_time_only(node: str, size: tuple[int, int]) -> None:
-    given = {
-        "k": weight(2, 2, 3, 2), "k1": weight(2, 1, 3, 2), "w": weight(2, 4), "from": ints(1),
-        "to": ints(-1), "space": ints(2), "pads": ints(0, 0, 1, 2, 0, 0, 1, 0),
-    }  # fmt: skip
-    body = f"h = {node} q = Mul(h, h) s = GlobalAveragePool(q) f = Flatten(s) z = MatMul(f, w)"
-    used = {
-        name: value for name, value in given.items() if f"{name})" in body or f"{name}," in body
-    }
-    x = np.random.default_rng(0).normal(size=(2, 2, *size))
-    known = gradient(body, f"N,2,{size[0]},{size[1]}", x, opset=18, **used)
-    unknown = gradient(body, "N,2,H,W", x, opset=18, **used)
-    np.testing.assert_allclose(unknown, known, rtol=1e-4, atol=1e-6)
-
-
 REFUSED = {
-    "('H', 'W') is known only at run time: fix the input size": (
-        "AveragePool<kernel_shape=[2,2], ceil_mode=1>(x)"
-    ),
-    "with auto_pad the input size": 'Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, k)',
-    "the sizes of axis 2 ('H', 'unk__2') is known only at run time: fix": "Resize(x, , s)",
     "antialias": 'Resize<mode="linear", antialias=1>(y, , s)',
     "coordinate_transformation_mode='tf_crop_and_resize'": "Resize<"
     'coordinate_transformation_mode="tf_crop_and_resize", mode="linear">(y, r, s)',

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from jr_onnx.autodiff.emit import Term
 from jr_onnx.autodiff.registry import Call, vjp
 
 # onnxruntime's blocked layout, NCHWc with AVX-512: channels come in blocks, the rest is filled up.
@@ -34,21 +35,18 @@ class Windows:
         kernel: its size.
         strides: its steps.
         dilations: the steps between its elements.
-        pads: `[begin..., end...]`, auto_pad resolved.
+        pads: `[begin..., end...]`, auto_pad resolved; None where it depends on a size that is not
+            known.
     """
 
     kernel: list[int]
     strides: list[int]
     dilations: list[int]
-    pads: list[int]
+    pads: list[int] | None
 
     @classmethod
     def of(cls, call: Call, kernel: list[int]) -> Windows:
-        """Reads the attributes of a node that slides a kernel over its first input.
-
-        Raises:
-            NotImplementedError: auto_pad depends on a size that is not known.
-        """
+        """Reads the attributes of a node that slides a kernel over its first input."""
         ones = [1] * len(kernel)
         strides = list(call.attribute("strides", ones))
         dilations = list(call.attribute("dilations", ones))
@@ -61,16 +59,27 @@ class Windows:
         """What a window covers, its gaps included."""
         return [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
 
-    def count(self, size: Sequence[int], *, ceil: bool = False) -> list[int]:
+    def count(self, size: Sequence[int], pads: Sequence[int], *, ceil: bool = False) -> list[int]:
         """Returns the number of windows on each axis; with `ceil` the last may hang over."""
         result = []
         for i, length in enumerate(size):
-            room = length + self.pads[i] + self.pads[i + len(size)] - self.extent[i]
+            room = length + pads[i] + pads[i + len(size)] - self.extent[i]
             windows = (-(-room // self.strides[i]) if ceil else room // self.strides[i]) + 1
             # A window that starts in the padding at the end sees nothing.
-            outside = ceil and (windows - 1) * self.strides[i] >= length + self.pads[i]
+            outside = ceil and (windows - 1) * self.strides[i] >= length + pads[i]
             result.append(windows - 1 if outside else windows)
         return result
+
+    def begin(self, call: Call) -> str:
+        """Returns the padding before each spatial axis, 1-d int64, found out in the graph."""
+        emit, rank = call.emit, len(self.kernel)
+        if self.pads is not None:
+            return emit.integers(*self.pads[:rank])
+        space = range(2, 2 + rank)
+        number, size = (_integer(call, emit.sizes(name, space)) for name in (call.y, call.x))
+        strides, extent = (_integer(call, emit.integers(*n)) for n in (self.strides, self.extent))
+        total = (number - 1) * strides + extent - size
+        return _first_share(call, total * (total > 0)).name
 
 
 @vjp("Conv", 1, 11, 22)
@@ -81,9 +90,9 @@ def conv_x(call: Call) -> str:
     group = call.attribute("group", 1)
     if is_tiny(call, windows, group):
         return _by_matrix(call, windows)
-    if _fills_blocks(call, group):
+    if _fills_blocks(call, group) and max(windows.strides) == 1 and windows.pads is not None:
         pads = [(windows.extent * 2)[i] - 1 - pad for i, pad in enumerate(windows.pads)]
-        if max(windows.strides) == 1 and min(pads) >= 0:
+        if min(pads) >= 0:
             return _flipped(call, windows, pads, group)
     return spread(call, call.g, weights, windows, group=group)
 
@@ -102,10 +111,10 @@ def conv_transpose_x(call: Call) -> str:
 
     Output padding may leave room for windows that no input element made: they are cut.
     """
-    windows = _transposed_windows(call, kernel_of(call))
-    product = call.emit.op(
+    emit, windows = call.emit, _transposed_windows(call, kernel_of(call))
+    product = emit.op(
         "Conv",
-        call.g,
+        call.g if windows.pads is not None else _padded_back(call, windows),
         call.node.input[1],
         strides=windows.strides,
         dilations=windows.dilations,
@@ -115,8 +124,8 @@ def conv_transpose_x(call: Call) -> str:
     padding = call.attribute("output_padding", [0])
     if all(extra < stride for extra, stride in zip(padding, windows.strides, strict=False)):
         return product
-    size = call.static(call.shape(call.x)[2:], "the input size")
-    return call.emit.slice(product, [0] * len(size), size, range(2, 2 + len(size)))
+    space = range(2, 2 + len(windows.kernel))
+    return emit.part(product, emit.integers(*[0] * len(space)), emit.sizes(call.x, space), space)
 
 
 def spread(
@@ -136,15 +145,16 @@ def spread(
         ceil: whether the last windows may hang over.
     """
     size, rank = call.shape(call.node.input[0])[2:], len(windows.kernel)
-    known = all(isinstance(length, int) for length in size)
     attributes: dict[str, Any] = {
         "strides": windows.strides, "dilations": windows.dilations, "group": group
     }  # fmt: skip
-    if not known:
+    if windows.pads is None or not all(isinstance(length, int) for length in size):
+        emit, space = call.emit, range(2, 2 + rank)
         extra = [stride - 1 for stride in windows.strides]
         attributes["output_padding"] = extra if any(extra) else None
-        return _cut(call, call.emit.op("ConvTranspose", g, weights, **attributes), windows)
-    number = windows.count(size, ceil=ceil)
+        whole = emit.op("ConvTranspose", g, weights, **attributes)
+        return emit.part(whole, windows.begin(call), emit.sizes(call.x, space), space)
+    number = windows.count(size, windows.pads, ceil=ceil)
     excess = [
         (number[i] - 1) * windows.strides[i] + windows.extent[i] - windows.pads[i] - size[i]
         for i in range(rank)
@@ -201,6 +211,7 @@ def _taps_of_pairs(
 ) -> np.ndarray[Any, Any]:
     """Returns which tap of W joins a window and a pixel, `(windows, pixels)`, one past for none."""
     taps, joined = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
+    assert windows.pads is not None  # as the sizes are known
     for axis, kernel in enumerate(windows.kernel):
         start = np.arange(number[axis]) * windows.strides[axis] - windows.pads[axis]
         offset = np.arange(size[axis]) - start[:, None]
@@ -254,23 +265,13 @@ def _flipped(call: Call, windows: Windows, pads: list[int], group: int) -> str:
     )
 
 
-def _cut(call: Call, whole: str, windows: Windows) -> str:
-    """Cuts the padding off the input as the windows see it, its size known at run time only."""
-    emit, rank = call.emit, len(windows.kernel)
-    if emit.opset < 10:
-        raise NotImplementedError("an input size unknown before run time needs Slice of opset 10")
-    begin, axes = emit.integers(*windows.pads[:rank]), emit.integers(*range(2, 2 + rank))
-    size = emit.op("Gather", emit.op("Shape", call.node.input[0]), axes, axis=0)
-    return emit.op("Slice", whole, begin, emit.op("Add", size, begin), axes)
-
-
 def kernel_of(call: Call) -> list[int]:
     """Returns the size of the kernel of a Conv or ConvTranspose."""
     given = call.attribute("kernel_shape")
     return list(given or call.static(call.shape(call.node.input[1])[2:], "the kernel"))
 
 
-def _pads(call: Call, rank: int, extent: list[int], strides: list[int]) -> list[int]:
+def _pads(call: Call, rank: int, extent: list[int], strides: list[int]) -> list[int] | None:
     mode = call.attribute("auto_pad", "NOTSET")
     if mode == "NOTSET":
         return list(call.attribute("pads", [0] * 2 * rank))
@@ -279,12 +280,14 @@ def _pads(call: Call, rank: int, extent: list[int], strides: list[int]) -> list[
     if all(step == 1 for step in strides):  # whatever the size
         total = [window - 1 for window in extent]
     else:
-        size = call.static(call.shape(call.node.input[0])[2:], "with auto_pad the input size")
+        size = call.shape(call.node.input[0])[2:]
+        if not all(isinstance(length, int) for length in size):
+            return None
         total = [
             max(0, (-(-length // step) - 1) * step + window - length)
             for length, step, window in zip(size, strides, extent, strict=True)
         ]
-    return _shared_out(total, more_at_end=mode == "SAME_UPPER")
+    return _shared_out(call, total)
 
 
 def _transposed_windows(call: Call, kernel: list[int]) -> Windows:
@@ -292,20 +295,49 @@ def _transposed_windows(call: Call, kernel: list[int]) -> Windows:
     wanted = call.attribute("output_shape")
     if not wanted and not mode.startswith("SAME"):
         return Windows.of(call, kernel)
-    strides = list(call.attribute("strides", [1] * rank))
-    dilations = list(call.attribute("dilations", [1] * rank))
+    ones, padding = [1] * rank, call.attribute("output_padding", [0] * rank)
+    strides, dilations = call.attribute("strides", ones), call.attribute("dilations", ones)
+    windows = Windows(kernel, list(strides), list(dilations), None)
+    size = call.shape(call.x)[2:]
+    # What windows cover beyond a stride for each element, which is all there is with auto_pad.
+    total = [windows.extent[i] + padding[i] - strides[i] for i in range(rank)]
+    if wanted and not all(isinstance(length, int) for length in size):
+        return windows
+    if wanted:
+        total = [total[i] + strides[i] * size[i] - wanted[-rank:][i] for i in range(rank)]
+    # An output may end behind the last window.
+    return replace(windows, pads=_shared_out(call, [max(0, rows) for rows in total]))
+
+
+def _padded_back(call: Call, windows: Windows) -> str:
+    """Pads g by what was cut off the windows to get to an output_shape, found out in the graph."""
+    emit, rank = call.emit, len(windows.kernel)
+    if emit.opset < 11:
+        raise NotImplementedError("output_shape, where the input size is unknown, needs opset 11")
     padding = call.attribute("output_padding", [0] * rank)
-    size = call.static(call.shape(call.x)[2:], "with auto_pad or output_shape the input size")
-    result = wanted[-rank:] if wanted else [n * s for n, s in zip(size, strides, strict=True)]
-    total = [
-        strides[i] * (size[i] - 1) + padding[i] + dilations[i] * (kernel[i] - 1) + 1 - result[i]
-        for i in range(rank)
-    ]
-    if min(total) < 0:
-        raise NotImplementedError(f"an output of {list(result)}, larger than its windows")
-    return Windows(kernel, strides, dilations, _shared_out(total, more_at_end=mode == "SAME_UPPER"))
+    more = [e + p - s for e, p, s in zip(windows.extent, padding, windows.strides, strict=True)]
+    size, number = (_integer(call, emit.sizes(n, range(2, 2 + rank))) for n in (call.x, call.y))
+    strides, rest = (_integer(call, emit.integers(*values)) for values in (windows.strides, more))
+    total = size * strides + rest - number
+    total = total * (total > 0)
+    begin, zeros = _first_share(call, total), emit.integers(0, 0)
+    pads = emit.op("Concat", zeros, begin.name, zeros, (total - begin).name, axis=0)
+    return emit.op("Pad", call.g, pads)
 
 
-def _shared_out(total: list[int], *, more_at_end: bool) -> list[int]:
+def _integer(call: Call, name: str) -> Term:
+    return Term(call.emit, name, TensorProto.INT64)
+
+
+def _first_share(call: Call, total: Term) -> Term:
+    """Returns the part of the padding that is at the beginning."""
+    return (total if _has_more_at_end(call) else total + 1) / 2
+
+
+def _shared_out(call: Call, total: list[int]) -> list[int]:
     small, large = [pad // 2 for pad in total], [pad - pad // 2 for pad in total]
-    return small + large if more_at_end else large + small
+    return small + large if _has_more_at_end(call) else large + small
+
+
+def _has_more_at_end(call: Call) -> bool:
+    return bool(call.attribute("auto_pad", "NOTSET") == "SAME_UPPER")

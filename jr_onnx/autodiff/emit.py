@@ -63,6 +63,28 @@ class Emitter(NodeBuilder):
             return self.op("Slice", x, *(self.integers(*part) for part in (starts, ends, axes)))
         return self.op("Slice", x, starts=list(starts), ends=list(ends), axes=list(axes))
 
+    def part(self, x: str, begin: str, sizes: str, axes: Sequence[int]) -> str:
+        """Cuts ranges that 1-d int64 values say: where they begin, and how long they are."""
+        if self.opset >= 10:
+            end = self.op("Add", begin, sizes)
+            return self.op("Slice", x, begin, end, self.integers(*axes))
+        for i, axis in enumerate(axes):  # until opset 9 Slice knows fixed ranges only
+            first, size = (self.op("Gather", part, self.integers(i)) for part in (begin, sizes))
+            x = self.op("Gather", x, self.op("Add", self.counted(size), first), axis=axis)
+        return x
+
+    def sizes(self, x: str, axes: Sequence[int]) -> str:
+        """The sizes of some axes, a 1-d int64."""
+        return self.op("Gather", self.op("Shape", x), self.integers(*axes))
+
+    def counted(self, number: str) -> str:
+        """0, 1, 2, ..., as many as a 1-d int64 value of one element says."""
+        if self.opset >= 11:
+            scalars = (self.constant(np.array(value)) for value in (0, 1))
+            return self.op("Range", next(scalars), self.op("Squeeze", number), next(scalars))
+        one = numpy_helper.from_array(np.array([1]))
+        return self.flat(self.op("NonZero", self.op("ConstantOfShape", number, value=one)))
+
     def zeros(self, shape: str, element: int) -> str:
         """Zeros of the shape that a 1-d int64 value says."""
         zero = np.zeros(1, helper.tensor_dtype_to_np_dtype(element))
@@ -161,21 +183,33 @@ class Emitter(NodeBuilder):
         if of.shape is None or to.shape is None:
             return self._unbroadcast_at_run_time(g, like)
         extra = len(of.shape) - len(to.shape)
-        axes = []
+        axes, unsure = [], []
         for axis, (wide, narrow) in enumerate(zip(of.shape[extra:], to.shape, strict=True)):
             if narrow == 1 and wide != 1:
                 axes.append(axis)
             elif narrow != wide or narrow is None:
-                return self._unbroadcast_at_run_time(g, like)
+                unsure.append(axis)
+        if unsure and self.opset >= 13:
+            return self._unbroadcast_at_run_time(g, like)
         if extra:
             g = self.reduce_sum(g, range(extra), keepdims=False)
-        return self.reduce_sum(g, axes, keepdims=True) if axes else g
+        if axes:
+            g = self.reduce_sum(g, axes, keepdims=True)
+        for axis in unsure:
+            g = self._summed_if_one(g, like, axis)
+        return g
+
+    def _summed_if_one(self, g: str, like: str, axis: int) -> str:
+        """Sums over an axis if `like` has size 1 there, without the ReduceSum of opset 13."""
+        size, total = self.sizes(like, [axis]), self.reduce_sum(g, [axis], keepdims=True)
+        is_one = self.op("Equal", size, self.integers(1))
+        return self.part(self.op("Where", is_one, total, g), self.integers(0), size, [axis])
 
     def _unbroadcast_at_run_time(self, g: str, like: str) -> str:
         """Sums over the axes that `like` lacks or has with size 1, found out in the graph."""
         if self.opset < 13:
             raise NotImplementedError(
-                "a broadcast between shapes unknown before run time needs ReduceSum of opset 13"
+                "a broadcast between ranks unknown before run time needs ReduceSum of opset 13"
             )
         shape, wide = self.op("Shape", like), self.op("Shape", g)
         lacking = self.op("Sub", self.op("Shape", wide), self.op("Shape", shape))

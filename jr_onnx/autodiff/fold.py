@@ -8,12 +8,14 @@ Exporters leave such chains behind, and onnx infers no rank after a Slice of unk
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from jr_onnx.autodiff.emit import Emitter
 from jr_onnx.model.graphs import ONNX_DOMAINS
 
 _LARGEST = 1024  # elements; larger constants are weights
@@ -73,6 +75,24 @@ def fold(proto: onnx.ModelProto) -> None:
     graph.node.extend(kept)
     for name, value in zip(made, values, strict=True):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+
+def settled(emit: Emitter, start: int, name: str) -> np.ndarray[Any, Any] | None:
+    """Takes nodes off again if all that they read is fixed, and returns the value that they give.
+
+    Args:
+        emit: its nodes from `start` on are meant.
+        start: how many nodes stay.
+        name: of the value.
+    """
+    nodes = emit.nodes[start:]
+    made = {"", *(name for node in nodes for name in node.output)}
+    if not all(made.issuperset(node.input) for node in nodes):
+        return None
+    del emit.nodes[start:]
+    part = helper.make_graph(nodes, "fixed", [], [helper.make_empty_tensor_value_info(name)])
+    whole = helper.make_model(part, opset_imports=[helper.make_opsetid("", emit.opset)])
+    return np.asarray(ReferenceEvaluator(whole).run(None, {})[0])  # type: ignore[index]
 
 
 def _is_small(constant: onnx.NodeProto) -> bool:

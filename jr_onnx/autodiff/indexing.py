@@ -14,9 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from jr_onnx.autodiff.emit import Term
 from jr_onnx.autodiff.registry import Call, vjp
+from jr_onnx.autodiff.resize import contracted, counted, length, one_hot
 
 Array = np.ndarray[Any, Any]
 # Up to so many copies are gathered one by one, which is faster than a sum over a short axis.
@@ -96,18 +98,29 @@ def pad_value(call: Call) -> str:
 
 def _unfolded(call: Call, mode: str) -> str:
     """For Pad with copies of x: adds up the copies."""
-    pads = _pads(call)
-    shape = call.tensors[call.x].shape
-    if pads is None or shape is None or not all(isinstance(shape[axis], int) for axis in pads):
+    pads, shape, g = _pads(call), call.shape(call.x), call.g
+    known = pads is not None and all(isinstance(shape[axis], int) for axis in pads)
+    if pads is None or (not known and call.emit.opset >= 16):
         return _scattered(call, unique=False)
-    g = call.g
     for axis, (begin, end) in pads.items():
+        size = shape[axis]
         if min(begin, end) < 0:
             raise NotImplementedError(f"negative pads in the mode {mode!r}")
-        size = call.static(shape[axis : axis + 1], "the size")[0]
-        sources = np.pad(np.arange(size), (begin, end), mode)  # type: ignore[call-overload]
-        g = _pulled(call, g, axis, sources, size)
+        if isinstance(size, int):
+            sources = np.pad(np.arange(size), (begin, end), mode)  # type: ignore[call-overload]
+            g = _pulled(call, g, axis, sources, size)
+        else:  # without the scatter that adds
+            matrix = one_hot(_sources(call, mode, axis, begin), counted(call, call.x, axis))
+            g = contracted(call, g, axis, matrix.to(call.element).name)
     return g
+
+
+def _sources(call: Call, mode: str, axis: int, begin: int) -> Term:
+    """Appends where the elements of y come from along an axis, in float32."""
+    place, last = counted(call, call.y, axis) - begin, length(call, call.x, axis) - 1
+    if mode == "edge":
+        return place.op("Max", 0).op("Min", last)
+    return last - (last - place.op("Abs")).op("Abs")
 
 
 def _pads(call: Call) -> dict[int, tuple[int, int]] | None:
@@ -144,12 +157,11 @@ def gather(call: Call) -> str:
 def _rows(call: Call, axis: int, count: int) -> str:
     """Reshapes g so that the axes of the indices become one."""
     emit, rank = call.emit, len(call.shape(call.x))
-    shape = emit.op("Shape", call.x)
     parts = [emit.integers(count)]
     if axis:
-        parts.insert(0, emit.op("Gather", shape, emit.integers(*range(axis)), axis=0))
+        parts.insert(0, emit.sizes(call.x, range(axis)))
     if axis + 1 < rank:
-        parts.append(emit.op("Gather", shape, emit.integers(*range(axis + 1, rank)), axis=0))
+        parts.append(emit.sizes(call.x, range(axis + 1, rank)))
     return emit.op("Reshape", call.g, emit.op("Concat", *parts, axis=0))
 
 
@@ -284,7 +296,7 @@ def _scattered(call: Call, *, unique: bool) -> str:
     """Runs the node on the positions of x's elements, and scatters g to the positions it picks."""
     emit = call.emit
     size = emit.flat(emit.size(call.x))
-    positions = emit.reshape_like(_counted(call, size), call.x)
+    positions = emit.reshape_like(emit.counted(size), call.x)
     padded = call.node.op_type == "Pad"  # which onnxruntime runs on CUDA for floats only
     if padded:
         positions = emit.op("Cast", positions, to=TensorProto.DOUBLE)
@@ -295,16 +307,6 @@ def _scattered(call: Call, *, unique: bool) -> str:
     picked, g, element = emit.flat(picked), emit.flat(call.g), call.element
     flat = emit.scatter(zeros, picked, g, axis=0, add=not unique, element=element)
     return emit.reshape_like(flat, call.x)
-
-
-def _counted(call: Call, size: str) -> str:
-    """Returns 0, 1, 2, ... as many as `(1,)` says."""
-    emit = call.emit
-    if emit.opset >= 11:
-        scalars = (emit.constant(np.array(number)) for number in (0, 1))
-        return emit.op("Range", next(scalars), emit.op("Squeeze", size), next(scalars))
-    one = numpy_helper.from_array(np.array([1]))
-    return emit.flat(emit.op("NonZero", emit.op("ConstantOfShape", size, value=one)))
 
 
 def _attributes(call: Call) -> dict[str, Any]:

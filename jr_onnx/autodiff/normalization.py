@@ -110,12 +110,13 @@ def lrn(call: Call) -> str:
 
     The window is its own transpose because onnxruntime takes odd sizes only.
     """
-    size, channels = call.attribute("size"), call.static(call.shape(call.x)[1:2], "the channels")
+    size = call.attribute("size")
     if size % 2 == 0:
         raise NotImplementedError(f"LRN of even size {size}")
     alpha = call.number("alpha", 1e-4)
     beta = call.number("beta", 0.75)
-    g, x, y = (term.reshape(0, 1, *channels, -1) for term in call.terms())
+    g, x, y = (term.reshape(0, 0, -1) for term in call.terms())
+    g, x, y = (term.like(call.emit.unsqueeze(term.name, [1])) for term in (g, x, y))
 
     def windows(term: Term) -> Term:
         side = size // 2

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from jr_onnx.autodiff.conv import BLOCK, Windows, spread
-from jr_onnx.autodiff.emit import Emitter
+from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.reduction import averaged, norm_slope, shared_among_equals
 from jr_onnx.autodiff.registry import Call, vjp
 
@@ -62,10 +62,8 @@ def average_pool(call: Call) -> str:
     """The mean over a window, of all its elements or only those that are no padding."""
     windows = Windows.of(call, list(call.attribute("kernel_shape")))
     ceil = bool(call.attribute("ceil_mode", 0))
-    count = _counts(call, windows, ceil=ceil)
-    dtype = call.tensors[call.y].dtype
-    scale = call.emit.constant((1 / count).astype(dtype))
-    return _spread_evenly(call, call.emit.op("Mul", call.g, scale), windows, ceil=ceil)
+    share = call.emit.op("Mul", call.g, _share(call, windows, ceil=ceil))
+    return _spread_evenly(call, share, windows, ceil=ceil)
 
 
 @vjp("LpPool", 2, 11, 18, 22)
@@ -173,22 +171,53 @@ def _is_blocked(call: Call, channels: Any, size: Sequence[Any]) -> bool:
     return fits and static and call.element == TensorProto.FLOAT
 
 
-def _counts(call: Call, windows: Windows, *, ceil: bool) -> np.ndarray[Any, Any]:
-    """Returns what each window divides by, `(*windows)`, or one number if that is always same."""
-    rank = len(windows.kernel)
-    with_padding = bool(call.attribute("count_include_pad", 0))
-    if not ceil and (with_padding or not any(windows.pads)):
-        return np.array(float(np.prod(windows.kernel)))
-    size = call.static(call.shape(call.x)[2:], "the input size")
-    numbers = windows.count(size, ceil=ceil)
+def _share(call: Call, windows: Windows, *, ceil: bool) -> str:
+    """Returns 1 / what each window divides by, `(*windows)`, or one number if that is always same.
+
+    Where sizes are not known it is found out in the graph.
+    """
+    with_padding, pads = bool(call.attribute("count_include_pad", 0)), windows.pads
+    # With auto_pad, which pads is then unknown for, no window hangs over the padding.
+    always_same = with_padding if pads is None else not ceil and (with_padding or not any(pads))
+    dtype, size = call.tensors[call.y].dtype, call.shape(call.x)[2:]
+    if always_same:
+        return call.emit.constant(np.array(1 / np.prod(windows.kernel), dtype))
+    if pads is None or not all(isinstance(length, int) for length in size):
+        return _share_at_run_time(call, windows, with_padding=with_padding)
+    rank, numbers = len(windows.kernel), windows.count(size, pads, ceil=ceil)
     counts = []
     for i in range(rank):
-        begin, end = windows.pads[i], windows.pads[i + rank]
+        begin, end = pads[i], pads[i + rank]
         first, last = (-begin, size[i] + end) if with_padding else (0, size[i])
         starts = np.arange(numbers[i]) * windows.strides[i] - begin
         seen = starts[:, None] + np.arange(windows.kernel[i]) * windows.dilations[i]
         counts.append(((first <= seen) & (seen < last)).sum(axis=1).astype(float))
-    return functools.reduce(np.multiply.outer, counts)
+    return call.emit.constant((1 / functools.reduce(np.multiply.outer, counts)).astype(dtype))
+
+
+def _share_at_run_time(call: Call, windows: Windows, *, with_padding: bool) -> str:
+    """The same, axis by axis: the taps of a window that come before the end less those before 0."""
+    emit, rank, begins = call.emit, len(windows.kernel), windows.begin(call)
+    share = None
+    for i in range(rank):
+
+        def number(value: str) -> Term:
+            return Term(emit, value, TensorProto.INT64).to(TensorProto.FLOAT)
+
+        begin = number(emit.op("Gather", begins, emit.integers(i)))
+        places = number(emit.counted(emit.sizes(call.y, [2 + i])))
+        start, last = places * windows.strides[i] - begin, number(emit.sizes(call.x, [2 + i]))
+        kernel, gap = windows.kernel[i], windows.dilations[i]
+        if with_padding and windows.pads is not None:
+            start, last = start + begin, last + begin + windows.pads[i + rank]
+        until, before = (
+            ((bound - start) / gap).op("Ceil").op("Max", 0).op("Min", kernel)
+            for bound in (last, start.like(0))
+        )
+        each = (1 / (until - before)).reshape(-1, *[1] * (rank - 1 - i))
+        share = each if share is None else share * each
+    assert share is not None
+    return share.to(call.element).name
 
 
 def _apart(call: Call) -> list[int]:
@@ -218,8 +247,13 @@ def _every(
     if emit.opset >= 10:
         parts = (first, [_TO_THE_END] * rank, range(2, 2 + rank), apart)
         return emit.op("Slice", value, *(emit.integers(*part) for part in parts))
-    for i, size in enumerate(call.static(number, "with overlapping windows the output size")):
-        places = emit.integers(*range(first[i], size, apart[i]))
+    for i, size in enumerate(number):
+        if isinstance(size, int):
+            places = emit.integers(*range(first[i], size, apart[i]))
+        else:
+            length = Term(emit, emit.sizes(value, [2 + i]), TensorProto.INT64)
+            count = (length + (apart[i] - 1 - first[i])) / apart[i]
+            places = (length.like(emit.counted(count.name)) * apart[i] + first[i]).name
         value = emit.op("Gather", value, places, axis=2 + i)
     return value
 

@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from onnx import TensorProto
+
+from jr_onnx.autodiff.emit import Term
 from jr_onnx.autodiff.registry import Call, vjp
 from jr_onnx.model.types import Dimension
 
@@ -93,8 +96,10 @@ def averaged(call: Call, g: str) -> str:
     if known is not None:
         ratio = emit.scalar(known, call.element)
     else:
-        sizes = (emit.size(name) for name in (call.y, call.x))
-        ratio = emit.op("Div", *(emit.op("Cast", size, to=call.element) for size in sizes))
+        sizes = (Term(emit, emit.size(name), TensorProto.INT64) for name in (call.y, call.x))
+        # float16 ends at 65504.
+        above, below = (size.to(TensorProto.DOUBLE) for size in sizes)
+        ratio = (above / below).to(call.element).name
     return _like_x(call, emit.op("Mul", g, ratio))
 
 

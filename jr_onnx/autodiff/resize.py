@@ -5,18 +5,24 @@ The gradient multiplies by the transposed matrices. Row j of A says how y[j] is 
     nearest    1 at the rounded coordinate
     linear     1 - f and f at the two neighbours, f the fraction of the coordinate
     cubic      four weights, by cubic_coeff_a
+
+A is written in operators, in float32, which decides how ties round. Where the sizes are known it is
+computed at once, and else in the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
+from jr_onnx.autodiff.emit import Term
+from jr_onnx.autodiff.fold import settled
 from jr_onnx.autodiff.registry import Call, vjp
 
-Array = np.ndarray[Any, Any]
+# The places in x that an element of y reads, each with its weight.
+Taps = list[tuple[Term, Term | float]]
 
 
 @vjp("Upsample", 9, 10)
@@ -30,129 +36,165 @@ def resize(call: Call) -> str:
     """Multiplies each axis that changes by its matrix, transposed."""
     if call.attribute("antialias", 0):
         raise NotImplementedError("antialias")
-    g, rank = call.g, len(call.shape(call.x))
-    for axis, (size, number, scale) in _scales(call).items():
-        matrix = _matrix(call, size, number, scale)
-        if matrix.shape[0] != matrix.shape[1] or not np.array_equal(matrix, np.eye(size)):
-            g = _multiplied(call, g, axis, rank, matrix.astype(call.tensors[call.y].dtype))
+    emit, g, rank = call.emit, call.g, len(call.shape(call.x))
+    axes = [axis % rank for axis in call.attribute("axes", range(rank))]
+    for index, axis in enumerate(axes):
+        start = len(emit.nodes)
+        scale = _scale(call, axes, index)
+        if scale is None:
+            continue
+        matrix = _matrix(call, axis, scale).to(call.element).name
+        value = settled(emit, start, matrix)
+        if value is not None and np.array_equal(value, np.eye(len(value))):
+            continue
+        g = contracted(call, g, axis, matrix if value is None else emit.constant(value))
     return g
 
 
-def _multiplied(call: Call, g: str, axis: int, rank: int, matrix: Array) -> str:
+def contracted(call: Call, g: str, axis: int, matrix: str) -> str:
     """Contracts an axis of g with the rows of a matrix."""
-    emit = call.emit
+    emit, rank = call.emit, len(call.shape(call.x))
     if axis == rank - 1:
-        return emit.op("MatMul", g, emit.constant(matrix))
+        return emit.op("MatMul", g, matrix)
     if axis == rank - 2:
-        return emit.op("MatMul", emit.constant(np.ascontiguousarray(matrix.T)), g)
+        return emit.op("MatMul", emit.op("Transpose", matrix, perm=[1, 0]), g)
     swap = list(range(rank))
     swap[axis], swap[-1] = swap[-1], swap[axis]
-    last = emit.op("MatMul", emit.op("Transpose", g, perm=swap), emit.constant(matrix))
+    last = emit.op("MatMul", emit.op("Transpose", g, perm=swap), matrix)
     return emit.op("Transpose", last, perm=swap)
 
 
-def _scales(call: Call) -> dict[int, tuple[int, int, float]]:
-    """Returns size of x, size of y and scale of every axis that may change.
+def _scale(call: Call, axes: Sequence[int], index: int) -> Term | None:
+    """Appends the scale of an axis; None says that the axis stays as it is.
 
-    The batch axis keeps its size: examples do not influence each other.
+    The batch axis does: examples do not influence each other.
     """
-    before, after = call.shape(call.x), call.shape(call.y)
-    axes = [axis % len(before) for axis in call.attribute("axes", range(len(before)))]
-    scales = _given_scales(call, [before[axis] for axis in axes])
-    result = {}
-    for index, axis in enumerate(axes):
-        scale = None if scales is None else float(scales[index])
-        same = before[axis] == after[axis] and before[axis] is not None
-        if scale == 1 or (scale is None and (same or axis == 0)):
-            continue
-        size, number = call.static((before[axis], after[axis]), f"the sizes of axis {axis}")
-        result[axis] = (size, number, number / size if scale is None else scale)
-    return result
-
-
-def _given_scales(call: Call, before: list[Any]) -> Array | None:
-    """Returns the constant scales of axes; None where the sizes before and after tell."""
-    node, given = call.node, call.attribute("scales")
-    if given is not None:
-        return np.array(given, np.float32)
-    policy = call.attribute("keep_aspect_ratio_policy", "stretch")
-    if policy != "stretch":  # one scale for all axes, whatever the rounded sizes
-        sizes = call.constant(3, "sizes")
-        ratios = np.asarray(sizes) / call.static(before, "the input size")
-        return np.full(len(before), ratios.min() if policy == "not_larger" else ratios.max())
+    node, axis = call.node, axes[index]
     place = 1 if node.op_type == "Upsample" or call.emit.opset < 11 else 2
-    name = node.input[place] if len(node.input) > place else ""
-    scales = call.constants(name) if name else None
-    if name and scales is None and not (len(node.input) > 3 and node.input[3]):
-        raise NotImplementedError(f"its scales {name!r} are not constant")
-    return scales if scales is not None and scales.size else None
+    scales, sizes = (node.input[at] if len(node.input) > at else "" for at in (place, 3))
+    known = call.constants(scales) if scales else None
+    if known is not None and known.size:
+        return None if known[index] == 1 else _number(call, known[index])
+    if axis == 0:
+        return None
+    if scales and not sizes:
+        scale = call.emit.op("Gather", scales, call.emit.integers(index))
+        return Term(call.emit, scale, TensorProto.FLOAT)
+    before, after = (call.shape(name)[axis] for name in (call.x, call.y))
+    policy = call.attribute("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        same = before == after and before is not None
+        return None if same else length(call, call.y, axis) / length(call, call.x, axis)
+    # One scale for all axes, whatever the rounded sizes.
+    ratios = [_wanted(call, sizes, at) / length(call, call.x, each) for at, each in enumerate(axes)]
+    return ratios[0].op("Min" if policy == "not_larger" else "Max", *ratios[1:])
 
 
-def _matrix(call: Call, size: int, number: int, scale: float) -> Array:
-    """Returns A, `(number, size)`."""
-    old = call.emit.opset < 11 or call.node.op_type == "Upsample"
-    coordinates = _coordinates(
-        "asymmetric" if old else call.attribute("coordinate_transformation_mode", "half_pixel"),
-        size,
-        number,
-        np.float32(scale),
-    )
+def _wanted(call: Call, sizes: str, at: int) -> Term:
+    known = call.constants(sizes)
+    if known is not None:
+        return _number(call, known[at])
+    size = call.emit.op("Gather", sizes, call.emit.integers(at))
+    return Term(call.emit, size, TensorProto.INT64).to(TensorProto.FLOAT)
+
+
+def length(call: Call, name: str, axis: int) -> Term:
+    """Returns the size of an axis in float32, a constant where it is known."""
+    known = call.shape(name)[axis]
+    if isinstance(known, int):
+        return _number(call, known)
+    size = call.emit.sizes(name, [axis])
+    return Term(call.emit, size, TensorProto.INT64).to(TensorProto.FLOAT)
+
+
+def counted(call: Call, name: str, axis: int) -> Term:
+    """Returns 0, 1, 2, ... along an axis, in float32."""
+    known = call.shape(name)[axis]
+    if isinstance(known, int):
+        places = call.emit.constant(np.arange(known, dtype=np.float32))
+        return Term(call.emit, places, TensorProto.FLOAT)
+    places = call.emit.counted(call.emit.sizes(name, [axis]))
+    return Term(call.emit, places, TensorProto.INT64).to(TensorProto.FLOAT)
+
+
+def _number(call: Call, value: float) -> Term:
+    return Term(call.emit, call.emit.scalar(value, TensorProto.FLOAT), TensorProto.FLOAT)
+
+
+def _matrix(call: Call, axis: int, scale: Term) -> Term:
+    """Appends A, `(size of y, size of x)`: every tap adds its weight at its place.
+
+    A place outside counts for the border, or not at all.
+    """
+    places, size = counted(call, call.x, axis), length(call, call.x, axis)
+    taps = _taps(call, _coordinates(call, axis, scale))
+    if call.attribute("exclude_outside", 0):
+        taps = [(place, (place > -1) * (place < size) * weight) for place, weight in taps]
+        total = sum((weight for _, weight in taps[1:]), taps[0][1])
+        taps = [(place, weight / total) for place, weight in taps]
+    rows = []
+    for place, weight in taps:
+        row = one_hot(place.op("Max", 0).op("Min", size - 1), places)
+        rows.append(row * weight.reshape(-1, 1) if isinstance(weight, Term) else row)
+    return sum(rows[1:], rows[0])
+
+
+def one_hot(chosen: Term, places: Term) -> Term:
+    """Appends a row for each chosen place, 1 there and else 0. All are whole numbers."""
+    return (1 - (chosen.reshape(-1, 1) - places).op("Abs")).op("Relu")
+
+
+def _taps(call: Call, coordinates: Term) -> Taps:
     mode = call.attribute("mode", "nearest")
     if mode == "nearest":
-        rounding = "floor" if old else call.attribute("nearest_mode", "round_prefer_floor")
-        return _weights(_NEAREST[rounding](coordinates), np.ones((number, 1)), size)
-    base, fraction = np.floor(coordinates), coordinates - np.floor(coordinates)
+        return [(_rounded(call, coordinates), 1)]
+    base = coordinates.op("Floor")
+    f = coordinates - base
     if mode in ("linear", "bilinear", "trilinear"):
-        offsets, weights = np.arange(2), np.stack([1 - fraction, fraction], axis=1)
-    else:
-        weights = _cubic(fraction, call.attribute("cubic_coeff_a", -0.75))
-        offsets = np.arange(-1, 3)
-    places = base[:, None] + offsets
-    if call.attribute("exclude_outside", 0):
-        weights = weights * ((places >= 0) & (places < size))
-        weights = weights / weights.sum(axis=1, keepdims=True)
-    return _weights(places, weights, size)
+        return [(base, 1 - f), (base + 1, f)]
+    weights = _cubic(f, call.number("cubic_coeff_a", -0.75))
+    return [(base + offset, weight) for offset, weight in zip(range(-1, 3), weights, strict=True)]
 
 
-def _weights(places: Array, weights: Array, size: int) -> Array:
-    """Adds up weights at places `(number, taps)`; those outside count for the border."""
-    matrix = np.zeros((len(places), size))
-    clipped = np.clip(places, 0, size - 1).astype(np.int64).reshape(weights.shape)
-    np.add.at(matrix, (np.arange(len(places))[:, None], clipped), weights)
-    return matrix
+def _is_old(call: Call) -> bool:
+    return call.emit.opset < 11 or call.node.op_type == "Upsample"
 
 
-def _coordinates(mode: str, size: int, number: int, scale: np.float32) -> Array:
-    """Returns where each element of y lies in x: in float32, which decides how ties round."""
-    j = np.arange(number, dtype=np.float32)
-    half = np.float32(0.5)
+def _coordinates(call: Call, axis: int, scale: Term) -> Term:
+    """Appends where each element of y lies in x."""
+    given = call.attribute("coordinate_transformation_mode", "half_pixel")
+    mode = "asymmetric" if _is_old(call) else given
+    j, size, number = (
+        counted(call, call.y, axis),
+        *(length(call, name, axis) for name in (call.x, call.y)),
+    )
     if mode == "asymmetric":
         return j / scale
     if mode == "align_corners":
-        return j * np.float32(size - 1) / np.float32(max(1, number - 1))
-    if mode == "half_pixel" or (mode == "pytorch_half_pixel" and number > 1):
-        return (j + half) / scale - half
+        return j * (size - 1) / (number - 1).op("Max", 1)
+    if mode == "half_pixel":
+        return (j + 0.5) / scale - 0.5
     if mode == "pytorch_half_pixel":
-        return j
+        return ((j + 0.5) / scale - 0.5) * (number > 1)
     if mode == "half_pixel_symmetric":
-        adjustment = np.float32(number) / (scale * np.float32(size))
-        center = np.float32(size) * half
-        return center * (1 - adjustment) + (j + half) / scale - half
+        adjustment, center = number / (scale * size), 0.5 * size
+        return center * (1 - adjustment) + (j + 0.5) / scale - 0.5
     if mode == "tf_half_pixel_for_nn":
-        return (j + half) / scale
+        return (j + 0.5) / scale
     raise NotImplementedError(f"coordinate_transformation_mode={mode!r}")
 
 
-def _cubic(f: Array, a: float) -> Array:
+def _rounded(call: Call, c: Term) -> Term:
+    rounding = "floor" if _is_old(call) else call.attribute("nearest_mode", "round_prefer_floor")
+    if rounding == "round_prefer_floor":
+        return (c - 0.5).op("Ceil")
+    if rounding == "round_prefer_ceil":
+        return (c + 0.5).op("Floor")
+    return c.op("Floor" if rounding == "floor" else "Ceil")
+
+
+def _cubic(f: Term, a: float) -> list[Term]:
     """Returns the weights of the elements at -1, 0, 1, 2 (Keys 1981)."""
     near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (f, 1 - f)]
     far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (1 + f, 2 - f)]
-    return np.stack([far[0], near[0], near[1], far[1]], axis=1)
-
-
-_NEAREST: dict[str, Callable[[Array], Array]] = {
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round_prefer_floor": lambda c: np.ceil(c - np.float32(0.5)),
-    "round_prefer_ceil": lambda c: np.floor(c + np.float32(0.5)),
-}
+    return [far[0], near[0], near[1], far[1]]

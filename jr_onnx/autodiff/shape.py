@@ -52,19 +52,12 @@ def concat(call: Call) -> str:
 
 def _part_at_run_time(call: Call) -> str:
     emit, axis = call.emit, call.attribute("axis")
-    if emit.opset < 10:
-        raise NotImplementedError("sizes unknown before run time need Slice of opset 10")
     # Gather takes negative indices from opset 11 on.
     where = axis if axis >= 0 or emit.opset >= 11 else axis + len(call.shape(call.y))
     begin = emit.integers(0)
     for name in call.node.input[: call.wrt]:
-        begin = emit.op("Add", begin, _length(call, name, where))
-    end = emit.op("Add", begin, _length(call, call.x, where))
-    return emit.op("Slice", call.g, begin, end, emit.integers(where))
-
-
-def _length(call: Call, name: str, axis: int) -> str:
-    return call.emit.op("Gather", call.emit.op("Shape", name), call.emit.integers(axis), axis=0)
+        begin = emit.op("Add", begin, emit.sizes(name, [where]))
+    return emit.part(call.g, begin, emit.sizes(call.x, [where]), [where])
 
 
 @vjp("Split", 2, 11, 13, 18, all_outputs=True)
