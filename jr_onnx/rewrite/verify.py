@@ -409,7 +409,8 @@ def _compare_entry(entry: Entry, site: Site) -> str | None:
 def _compare_form(replacement: _Replacement, entry: Entry) -> str | None:
     """Compares the new nodes with those of the form in everything but the names of ours."""
     site = replacement.site
-    build, constants = NodeBuilder(Names(()), NAME_PREFIX), SharedConstants(Names(()))
+    names = Names((*replacement.old.input, *replacement.old.output))
+    build, constants = NodeBuilder(names, NAME_PREFIX), SharedConstants(names)
     new = form_nodes(entry.form, Spot(site, replacement.old, entry.jump, build, constants))
     expected = _shape_of([*constants.take(), *new], site)
     got = _shape_of(replacement.nodes, site)
