@@ -247,6 +247,15 @@ def test_16_a_name_that_is_taken_inside_a_subgraph() -> None:
     assert "jr_onnx/v1/y/sub:0" not in names
 
 
+@pytest.mark.parametrize("name", ["jump", "jump:0", "zero:0", "b/sub:0", "b/clip:0"])
+def test_16_a_value_that_has_a_name_of_ours(name: str) -> None:
+    text = f"""g (float[n] x) => (float[n] y) <float z = {{0}}, float "jr_onnx/v1/c:0" = {{6}}> {{
+        "jr_onnx/v1/{name}" = Neg(x) b = Relu("jr_onnx/v1/{name}")
+        y = Clip(b, z, "jr_onnx/v1/c:0") }}"""
+    result = check(seal(parse(text)))
+    assert run(result.model, x=-X)[0].tolist() == jumped(X, cap=6)
+
+
 def test_17_ir_3_has_every_initializer_among_the_inputs() -> None:
     proto = parse("g (float[n] x, float w) => (float[n] y) { z = Add(x, w) y = Relu(z) }",
                   opset=9, ir=3)  # fmt: skip

@@ -683,6 +683,21 @@ def test_the_summary_says_what_is_left_and_why(one: MakeModel) -> None:
     ]
 
 
+def test_the_summary_says_which_form_was_taken_and_why(text_model: MakeModel) -> None:
+    text = """g (float[n] x, double[n] u) => (float[n] y, double[n] v) {
+        y = Relu(x) v = Relu(u) }"""
+    model = text_model(text)
+    assert report.retrofit_summary(
+        jr.retrofit(model, jump=1, target="onnxruntime")
+    ).splitlines() == [
+        "2 of 2 activations replaced, jump 1 (thresholded-relu, mul-cast)",
+        "  thresholded-relu: one kernel instead of three, and Where is single-threaded on the CPU",
+        "  mul-cast: not thresholded-relu: onnxruntime has no kernel of it for float64",
+    ]
+    for form in (None, "greater-where"):
+        assert "\n" not in report.retrofit_summary(jr.retrofit(model, jump=1, form=form))
+
+
 def test_nothing_left_says_why(one: MakeModel) -> None:
     model = one("y = Clip(x, z, z)", z=ZERO)
     with pytest.raises(NothingToRewriteError, match=r"y \(Clip\): its upper bound is 0"):

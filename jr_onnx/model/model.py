@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 
 from jr_onnx.errors import InvalidModelError, ModelError, ParameterError
+from jr_onnx.model import wire
 from jr_onnx.model.graphs import Definitions, Scope, scopes
 
 LARGEST = 2**31  # bytes of a serialized protobuf message
@@ -137,20 +138,47 @@ def text(field: str | bytes) -> str:
 
 
 @contextmanager
-def readable(model: Model) -> Iterator[None]:
-    """Says by a named error that a model is no `Model`, or that text in it is not UTF-8.
+def readable(*models: Model) -> Iterator[None]:
+    """Says by a named error that a model is no `Model`, or what in its bytes made us fail.
 
     Raises:
-        ParameterError: it is something else: a path, a `ModelProto`.
-        InvalidModelError: protobuf cannot read a name or a doc string.
+        ParameterError: one is something else: a path, a `ModelProto`.
+        InvalidModelError: it is no ONNX model, or a damaged one; a name or a doc string in it is
+            not UTF-8; its bytes are not laid out as protobuf does it.
     """
-    require_model(model)
+    for model in models:
+        require_model(model)
     try:
         yield
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, TypeError, DecodeError, wire.LayoutError) as error:
+        for model in models:
+            _require_sound(model, error)
+        raise
+
+
+def _require_sound(model: Model, failure: Exception) -> None:
+    """Raises `InvalidModelError` if the model may be the reason of a failure."""
+    where = model.path or "model"
+    if not _is_text(model.parse()):
         raise InvalidModelError(
-            f"{model.path or 'model'}: a name or a doc string in it is not UTF-8 ({error})"
-        ) from error
+            f"{where}: a name or a doc string in it is not UTF-8 ({failure})"
+        ) from failure
+    if isinstance(failure, (DecodeError, wire.LayoutError)):
+        raise InvalidModelError(
+            f"{where}: its bytes are not laid out as protobuf does it ({failure}). Load and save "
+            "it with onnx, or export it again"
+        ) from failure
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all text in a message is UTF-8: what is not, protobuf gives as bytes."""
+    for descriptor, value in message.ListFields():
+        values = [value] if isinstance(value, (str, bytes, Message)) else value
+        if descriptor.type == descriptor.TYPE_MESSAGE and not all(map(_is_text, values)):
+            return False
+        if descriptor.type == descriptor.TYPE_STRING and bytes in map(type, values):
+            return False
+    return True
 
 
 def with_outputs(model: Model, names: Iterable[str]) -> Model:

@@ -62,30 +62,33 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Iterator[F
 def _scan(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yields the fields as plain tuples: half the time of named ones, and models have millions."""
     at = start
-    while at < end:
-        begin = at
-        tag = content[at]
-        at += 1
-        if tag > 0x7F:
-            tag, at = _varint(content, begin)
-        number, kind = tag >> 3, tag & 7
-        if kind == _LENGTH_DELIMITED:
-            length = content[at]
-            value = at + 1
-            if length > 0x7F:
-                length, value = _varint(content, at)
-            at = value + length
-        elif kind in _FIXED:
-            value, at = at, at + _FIXED[kind]
-        elif kind == _VARINT:
-            value, (_, at) = at, _varint(content, at)
-        elif kind == _GROUP_START:
-            value, at = at, _end_of_group(content, at, number)
-        else:
-            raise LayoutError(f"wire type {kind} at byte {begin}")
-        if at > end:
-            raise LayoutError(f"field {number} at byte {begin} is cut off")
-        yield number, begin, value, at
+    try:
+        while at < end:
+            begin = at
+            tag = content[at]
+            at += 1
+            if tag > 0x7F:
+                tag, at = _varint(content, begin)
+            number, kind = tag >> 3, tag & 7
+            if kind == _LENGTH_DELIMITED:
+                length = content[at]
+                value = at + 1
+                if length > 0x7F:
+                    length, value = _varint(content, at)
+                at = value + length
+            elif kind in _FIXED:
+                value, at = at, at + _FIXED[kind]
+            elif kind == _VARINT:
+                value, (_, at) = at, _varint(content, at)
+            elif kind == _GROUP_START:
+                value, at = at, _end_of_group(content, at, number)
+            else:
+                raise LayoutError(f"wire type {kind} at byte {begin}")
+            if at > end:
+                raise LayoutError(f"field {number} at byte {begin} is cut off")
+            yield number, begin, value, at
+    except IndexError as error:
+        raise LayoutError(f"cut off at byte {at}") from error
 
 
 def runs(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from jr_onnx.activations import Activations
 from jr_onnx.attacks import ThreatModel
 from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation
 from jr_onnx.model import dtype_name
-from jr_onnx.rewrite import EndToEnd, Jump, Retrofit, Site, Skipped, choose
+from jr_onnx.rewrite import TARGETS, EndToEnd, Jump, JumpSite, Retrofit, Site, Skipped, choose
 from jr_onnx.statistics import wilson
 
 
@@ -69,7 +69,8 @@ def activations_json(found: Activations | None) -> dict[str, Any] | None:
 def retrofit_summary(result: Retrofit) -> str:
     """Returns how many sites, which jumps and forms, the jump as the type holds it; what is left.
 
-    One line, and another one for each of the first reasons to leave an activation as it is.
+    One line, and another one for each of the first reasons to take a form (but the default), or to
+    leave an activation as it is.
     """
     total = len(result.sites) + len(result.skipped)
     asked = dict.fromkeys(_jump(done.jump) for done in result.sites)
@@ -83,10 +84,18 @@ def retrofit_summary(result: Retrofit) -> str:
     }
     notes = "".join(f"; {note}" for note in sorted(rounded)[:3])
     head = f"{len(result.sites)} of {total} activations replaced, {jumps} ({forms}){notes}"
-    return "\n".join([head, *_left(result.skipped)])
+    return "\n".join([head, *_chosen(result.sites), *_left(result.skipped)])
 
 
 _MOST_REASONS = 4
+
+
+def _chosen(sites: Sequence[JumpSite]) -> Iterator[str]:
+    """Yields why a form was taken, where it was neither asked for nor the default of all."""
+    untold = ("as asked for", TARGETS["portable"][1])
+    reasons = dict.fromkeys((done.form, done.reason) for done in sites)
+    told = [f"  {form}: {reason}" for form, reason in reasons if reason not in untold]
+    yield from told[:_MOST_REASONS]
 
 
 def _left(skipped: Sequence[Skipped]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jr_onnx.model import Model
+from jr_onnx.model.model import readable
 from jr_onnx.rewrite import manifest as manifests
 
 
@@ -13,8 +14,11 @@ def edits_of(model: Model) -> tuple[str, ...]:
 
     Raises:
         NotRetrofittedError: there is a manifest, but it cannot be read.
+        InvalidModelError: the model itself cannot.
     """
-    manifest = manifests.read(model)
-    if manifest is None or not manifests.is_edited(manifest, model.content):
-        return ()
-    return tuple(manifests.changed_parts(manifest, model.content)) or ("the order of its fields",)
+    with readable(model):
+        manifest = manifests.read(model)
+        if manifest is None or not manifests.is_edited(manifest, model.content):
+            return ()
+        parts = manifests.changed_parts(manifest, model.content)
+    return tuple(parts) or ("the order of its fields",)

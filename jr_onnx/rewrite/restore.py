@@ -9,6 +9,7 @@ from itertools import accumulate, groupby
 from jr_onnx.errors import InvalidModelError, NotRetrofittedError
 from jr_onnx.model import Address, Model, check, wire
 from jr_onnx.model.graphs import decode_node, field_path, node_field
+from jr_onnx.model.model import readable
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import NAME_PREFIX, Jump
 from jr_onnx.rewrite.manifest import Entry, Manifest
@@ -30,7 +31,13 @@ def restore(model: Model, *, force: bool = False) -> Model:
         NotRetrofittedError: there is no manifest; or the model was changed since, and `force` is
             not given or the changes moved or broke the jumps.
         ExternalDataError: weights that `retrofit` moved to a file are missing.
+        InvalidModelError: it is no ONNX model, or a damaged one.
     """
+    with readable(model):
+        return _restored(model, force)
+
+
+def _restored(model: Model, force: bool) -> Model:
     manifest = manifests.read(model)
     if manifest is None:
         raise NotRetrofittedError(
@@ -66,7 +73,8 @@ def restore(model: Model, *, force: bool = False) -> Model:
 
 def jumps_of(model: Model) -> dict[str, Jump]:
     """Returns the effective jump by site path that the manifest lists, empty without one."""
-    manifest = manifests.read(model)
+    with readable(model):
+        manifest = manifests.read(model)
     return {entry.path: entry.effective_jump for entry in manifest.entries} if manifest else {}
 
 

@@ -36,6 +36,7 @@ from jr_onnx.model.differences import (
     unknown_fields,
 )
 from jr_onnx.model.external import data_file, first_difference, locations
+from jr_onnx.model.model import readable
 from jr_onnx.rewrite import manifest as manifests
 from jr_onnx.rewrite.forms import (
     FORMS,
@@ -107,7 +108,13 @@ def verify(original: Model, hardened: Model) -> Verification:
         AlreadyRetrofittedError: the original is a hardened model itself.
         ExternalDataError: weights that `retrofit` moved to a file are missing.
         SessionError: onnxruntime is not installed.
+        InvalidModelError: one is no ONNX model, or a damaged one.
     """
+    with readable(original, hardened):
+        return _verify(original, hardened)
+
+
+def _verify(original: Model, hardened: Model) -> Verification:
     if manifests.read(original) is not None:
         raise AlreadyRetrofittedError(
             f"{original.name}: is hardened itself; expected the model from before the retrofit "
@@ -119,7 +126,7 @@ def verify(original: Model, hardened: Model) -> Verification:
         manifest = manifests.read(hardened)
     except NotRetrofittedError as error:
         found.append(Difference("model.metadata_props", str(error)))
-    readable = not found
+    has_manifest = not found
     sites, _ = find_sites(original)
     walk = _Walk(original, hardened, manifest, sites, found)
     walk.compare()
@@ -132,7 +139,7 @@ def verify(original: Model, hardened: Model) -> Verification:
         path = replacement.site.path
         entry = walk.entries.get(path)
         if entry is None:
-            if readable:
+            if has_manifest:
                 found.append(Difference(path, "has a jump that the manifest does not list"))
             continue
         wrong = [_compare_entry(entry, replacement.site)]
@@ -402,7 +409,8 @@ def _compare_entry(entry: Entry, site: Site) -> str | None:
 def _compare_form(replacement: _Replacement, entry: Entry) -> str | None:
     """Compares the new nodes with those of the form in everything but the names of ours."""
     site = replacement.site
-    build, constants = NodeBuilder(Names(()), NAME_PREFIX), SharedConstants(Names(()))
+    names = Names((*replacement.old.input, *replacement.old.output))
+    build, constants = NodeBuilder(names, NAME_PREFIX), SharedConstants(names)
     new = form_nodes(entry.form, Spot(site, replacement.old, entry.jump, build, constants))
     expected = _shape_of([*constants.take(), *new], site)
     got = _shape_of(replacement.nodes, site)
