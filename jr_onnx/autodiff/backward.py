@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.flow import captured, depends_on, spelled
+from jr_onnx.autodiff.gelu import find_gelus, slope
 from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, classes_of, find_loss
 from jr_onnx.autodiff.prepare import Prepared, prepare
 from jr_onnx.autodiff.quantization import in_floats
@@ -169,6 +170,8 @@ def _walk_back(
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[tuple[str, bool]] = []  # with whether an operator before it may be the cause
     used = set(cotangents)
+    made = {name: node for node in proto.graph.node for name in node.output if name}
+    gelus = find_gelus(proto.graph, copy.known.constant)
 
     def add(name: str, contribution: str) -> None:
         before = cotangents.get(name)
@@ -194,6 +197,11 @@ def _walk_back(
                 y = copy.known.tensor(node.output[0])
                 add(jump.x, jump.cotangent(emit, known[0], y, slopes[jump.path]))
             continue
+        gelu = gelus.get(node.output[0])
+        if gelu and known[0] and gelu in active:
+            x_of = Term(emit, gelu, copy.known.tensor(node.output[0]).element)
+            add(gelu, (x_of.like(known[0]) * slope(x_of)).name)
+            continue
         tensors = {name: copy.known.tensor(name) for name in (*node.input, *node.output)}
         reasons: dict[str, bool] = {}
         for wrt, name in enumerate(inputs):
@@ -202,7 +210,7 @@ def _walk_back(
             contribution: str | None = None
             try:
                 rule = _rule_for(node, opsets, wrt, known)
-                call = Call(node, emit, known, wrt, tensors, copy.known.constant)
+                call = Call(node, emit, known, wrt, tensors, copy.known.constant, made.get)
                 contribution = rule(in_floats(call)) if any(known) else None
             except NotImplementedError as reason:
                 reasons[str(reason)] = isinstance(reason, UnknownError)
