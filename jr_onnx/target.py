@@ -28,7 +28,7 @@ class Derivative(NamedTuple):
     Attributes:
         logits: `(batch, classes)`; of a model that ends in a softmax, what that is given.
         loss: `(batch,)`.
-        gradient: like x, d loss[i] / d x[i].
+        gradient: shaped like x, d loss[i] / d x[i]; of x's dtype, float32 for float16.
     """
 
     logits: Array
@@ -176,7 +176,7 @@ class Target:
         surrogate: Surrogates = "exact",
         targets: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Returns loss `(batch,)` and gradient (like x) of `differentiate`."""
+        """Returns loss `(batch,)` and gradient (shaped like x) of `differentiate`."""
         found = self.differentiate(x, y, loss=loss, surrogate=surrogate, targets=targets)
         return found.loss, found.gradient
 

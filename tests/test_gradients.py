@@ -81,6 +81,14 @@ def test_the_loss_is_the_cross_entropy(text_model: MakeModel) -> None:
     assert np.array_equal(found.logits, z)
 
 
+def test_the_gradient_of_a_sure_prediction_is_not_rounded_to_zero(text_model: MakeModel) -> None:
+    model = text_model("g (float[N, 3] x) => (float[N, 3] z) { z = Identity(x) }")
+    z = np.array([[40, 0, 2]], np.float32)
+    _, found = jr.Target(model, device="cpu").loss_and_gradient(z, np.array([0]))
+    others = np.exp([-40.0, -38.0])  # p of the label is 1 in float32
+    np.testing.assert_allclose(found, [[-others.sum(), *others]], rtol=1e-5)
+
+
 def test_float16_losses_do_not_overflow(text_model: MakeModel) -> None:
     model = text_model("g (float16[N, 3] x) => (float16[N, 3] z) { z = Identity(x) }")
     z = np.array([[60000, 0, 0]], np.float16)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 
 from jr_onnx.autodiff.emit import Term
+from jr_onnx.autodiff.gelu import slope
 from jr_onnx.autodiff.registry import Call, vjp
 
 
@@ -142,15 +143,13 @@ def mish(call: Call) -> str:
 def gelu(call: Call) -> str:
     """y = x P(x): P = (1 + erf(x / sqrt 2)) / 2, or (1 + tanh(c (x + k x^3))) / 2."""
     g, x, _ = call.terms()
-    square = x * x
     if call.attribute("approximate", "none") == "tanh":
+        square = x * x
         c, k = math.sqrt(2 / math.pi), 0.044715
         t = (x * (c + c * k * square)).op("Tanh")
         density = (1 - t * t) * (c / 2 + 1.5 * c * k * square)
-    else:
-        t = (x / math.sqrt(2)).op("Erf")
-        density = (square * -0.5).op("Exp") / math.sqrt(2 * math.pi)
-    return (g * (0.5 + 0.5 * t + x * density)).name
+        return (g * (0.5 + 0.5 * t + x * density)).name
+    return (g * slope(x)).name
 
 
 @vjp("Softmax", 1, 11, 13)
@@ -161,8 +160,17 @@ def softmax(call: Call) -> str:
     NaN would be NaN again.
     """
     g, _, y = call.terms()
-    y = y.op("IsNaN").op("Where", 0, y)
+    if not _is_product(call, call.x):
+        y = y.op("IsNaN").op("Where", 0, y)
     return (y * (g - (g * y).sum(_normalized(call)))).name
+
+
+def _is_product(call: Call, name: str) -> bool:
+    """Whether a value is a matrix product, scaled or not, that no mask made infinite."""
+    node = call.made(name)
+    if node is not None and node.op_type in ("Mul", "Div"):
+        return any(_is_product(call, each) for each in node.input)
+    return node is not None and node.op_type in ("MatMul", "Gemm")
 
 
 @vjp("LogSoftmax", 1, 11, 13)

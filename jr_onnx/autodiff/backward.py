@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.flow import captured, depends_on, spelled
+from jr_onnx.autodiff.gelu import find_gelus, slope
 from jr_onnx.autodiff.losses import REFERENCE, Head, Loss, classes_of, find_loss
 from jr_onnx.autodiff.prepare import Prepared, prepare
 from jr_onnx.autodiff.quantization import in_floats
@@ -22,6 +23,7 @@ from jr_onnx.autodiff.registry import (
     is_zero_gradient,
     opset_for,
 )
+from jr_onnx.autodiff.scaling import needs_scaling, scaled, unscaled
 from jr_onnx.autodiff.surrogates import EXACT, Surrogate, Surrogates, choose
 from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError
 from jr_onnx.model import Model, Names, Tensor
@@ -39,7 +41,7 @@ class InputGradient:
             `targets`, int64 `(batch,)`, `reference`, like the output.
         logits: `(batch, classes)`: the model's output, or what a final softmax is given.
         loss: float `(batch,)`, per example.
-        gradient: like x: d loss[i] / d x[i].
+        gradient: shaped like x: d loss[i] / d x[i]; of x's type, float32 for float16.
         ending: what the model makes of the logits: `softmax`, `log_softmax`, or `logits` if it
             gives them as they are.
         jumps: the site paths of the jumps in the model.
@@ -96,15 +98,23 @@ def input_gradient(
     emit = Emitter(names, "gradient", opset_of(copy.proto.opset_import))
     compared = {what: names.fresh(what) for what in head.compares}
     z = copy.logits if head.classes else copy.output
-    logits, value, seed = _loss_head(emit, head, loss, z, copy.known.tensor(z), compared)
+    out = copy.known.tensor(z)
+    logits, value, start = _loss_head(emit, head, loss, z, out, compared)
+    size = None
+    if needs_scaling(_all_of(copy)):
+        start, size = scaled(start)
+    seed = start.to(out.element or start.element).name
+    if size is not None or logits != z:
+        seed = emit.reshape_like(seed, z)
     cotangents = _walk_back(copy, emit, {z: seed}, slopes)
     if copy.x not in cotangents:
         raise ModelError(
             f"{model.name}: the output {copy.output!r} does not depend on the input {copy.x!r}"
         )
-    gradient = emit.op("Identity", cotangents[copy.x])
+    found = Term(emit, cotangents[copy.x], copy.known.tensor(copy.x).element)
+    found = found.op("Identity") if size is None else unscaled(found, size)
     copy.proto.graph.node.extend(emit.nodes)
-    _declare(copy, compared, logits, value, gradient, z)
+    _declare(copy, compared, logits, value, found, z)
     paths = tuple(jump.path for jump in copy.jumps.values())
     return InputGradient(
         model.derived(Model.of(copy.proto).content),
@@ -112,7 +122,7 @@ def input_gradient(
         compared,
         logits,
         value,
-        gradient,
+        found.name,
         copy.ending,
         paths,
     )
@@ -120,8 +130,8 @@ def input_gradient(
 
 def _loss_head(
     emit: Emitter, loss: Loss, name: str, z: str, tensor: Tensor, compared: Mapping[str, str]
-) -> tuple[str, str, str]:
-    """Appends the loss; returns the names of the logits, the loss and the cotangent of z."""
+) -> tuple[str, str, Term]:
+    """Appends the loss; returns the names of the logits and the loss, and its gradient for them."""
     shape = tensor.shape
     if shape is None and not loss.classes:
         raise ModelError(f"the rank of the output {z!r} is unknown, {name} needs it")
@@ -141,10 +151,15 @@ def _loss_head(
     element = TensorProto.DOUBLE if tensor.element == TensorProto.DOUBLE else TensorProto.FLOAT
     term = Term(emit, logits, tensor.element or element).to(element)
     rank = 2 if loss.classes else len(shape or ())
-    value, seed = loss.build(Head(emit, term, compared, rank))
-    seed = seed.to(tensor.element or element)
-    loss_name = emit.op("Reshape", value.name, emit.integers(-1))
-    return logits, loss_name, emit.reshape_like(seed.name, z) if flat else seed.name
+    value, gradient = loss.build(Head(emit, term, compared, rank))
+    return logits, emit.op("Reshape", value.name, emit.integers(-1)), gradient
+
+
+def _all_of(copy: Prepared) -> Iterator[Tensor]:
+    """Yields what is known of all values."""
+    yield copy.known.tensor(copy.x)
+    for node in copy.proto.graph.node:
+        yield from (copy.known.tensor(name) for name in node.output if name)
 
 
 def _walk_back(
@@ -155,6 +170,8 @@ def _walk_back(
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     problems: list[tuple[str, bool]] = []  # with whether an operator before it may be the cause
     used = set(cotangents)
+    made = {name: node for node in proto.graph.node for name in node.output if name}
+    gelus = find_gelus(proto.graph, copy.known.constant)
 
     def add(name: str, contribution: str) -> None:
         before = cotangents.get(name)
@@ -180,6 +197,11 @@ def _walk_back(
                 y = copy.known.tensor(node.output[0])
                 add(jump.x, jump.cotangent(emit, known[0], y, slopes[jump.path]))
             continue
+        gelu = gelus.get(node.output[0])
+        if gelu and known[0] and gelu in active:
+            x_of = Term(emit, gelu, copy.known.tensor(node.output[0]).element)
+            add(gelu, (x_of.like(known[0]) * slope(x_of)).name)
+            continue
         tensors = {name: copy.known.tensor(name) for name in (*node.input, *node.output)}
         reasons: dict[str, bool] = {}
         for wrt, name in enumerate(inputs):
@@ -188,7 +210,7 @@ def _walk_back(
             contribution: str | None = None
             try:
                 rule = _rule_for(node, opsets, wrt, known)
-                call = Call(node, emit, known, wrt, tensors, copy.known.constant)
+                call = Call(node, emit, known, wrt, tensors, copy.known.constant, made.get)
                 contribution = rule(in_floats(call)) if any(known) else None
             except NotImplementedError as reason:
                 reasons[str(reason)] = isinstance(reason, UnknownError)
@@ -220,7 +242,7 @@ def _rule_for(
 
 
 def _declare(
-    copy: Prepared, compared: Mapping[str, str], logits: str, loss: str, gradient: str, z: str
+    copy: Prepared, compared: Mapping[str, str], logits: str, loss: str, gradient: Term, z: str
 ) -> None:
     graph, x, out = copy.proto.graph, copy.known.tensor(copy.x), copy.known.tensor(z)
     batch = x.shape[:1] if x.shape else None
@@ -234,4 +256,4 @@ def _declare(
     if logits not in {value.name for value in graph.output}:
         graph.output.append(value_info(logits, out.element, None))
     graph.output.append(value_info(loss, wide, batch))
-    graph.output.append(value_info(gradient, x.element, x.shape))
+    graph.output.append(value_info(gradient.name, gradient.element, x.shape))

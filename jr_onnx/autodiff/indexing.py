@@ -278,6 +278,12 @@ def _pulled(call: Call, g: str, axis: int, sources: Array, size: int) -> str:
         size: of the axis in x.
     """
     emit, rank = call.emit, len(call.shape(call.x))
+    if len(sources) and np.array_equal(
+        sources, sources[0] + np.arange(len(sources))
+    ):  # a range: zeros around it
+        pads = [0] * 2 * rank
+        pads[axis], pads[rank + axis] = int(sources[0]), size - 1 - int(sources[-1])
+        return emit.pad(g, pads) if any(pads) else g
     copies: list[list[int]] = [[] for _ in range(size)]
     for place, source in enumerate(sources):
         copies[source].append(place)

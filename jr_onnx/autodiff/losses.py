@@ -83,9 +83,13 @@ class Head:
 
 
 def cross_entropy(head: Head) -> tuple[Term, Term]:
-    """-log softmax(z)[y]; its gradient softmax(z) - onehot(y)."""
+    """-log softmax(z)[y]; its gradient softmax(z) - onehot(y).
+
+    For the label that is p - 1, which is 0 for p near 1, or less the others' p, which is not.
+    """
     log_p, hot = head.z.op("LogSoftmax", axis=1), head.hot(head.given[LABELS])
-    return -(log_p * hot).sum([1]), log_p.op("Exp") - hot
+    others = log_p.op("Exp") * (1 - hot)
+    return -(log_p * hot).sum([1]), others - hot * others.sum([1])
 
 
 def margin(head: Head) -> tuple[Term, Term]:

@@ -81,8 +81,9 @@ def layer_normalization(call: Call) -> str:
     if x.element != TensorProto.FLOAT:  # the statistics are float32 whatever x is
         return _back(call, _standardized(call, g, x, axes))
     _, mean, inverse = (Term(call.emit, name, x.element) for name in _with_statistics(call))
-    unit = (x - mean) * inverse
-    return _back(call, (g - g.mean(axes) - unit * (g * unit).mean(axes)) * inverse)
+    centred = x - mean
+    tilt = (g * centred).mean(axes) * (inverse * inverse)
+    return _back(call, (g - centred * tilt - g.mean(axes)) * inverse)
 
 
 def _with_statistics(call: Call) -> list[str]:

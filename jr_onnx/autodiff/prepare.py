@@ -20,6 +20,7 @@ from jr_onnx.autodiff.dense import write_as_matrices
 from jr_onnx.autodiff.expand import Refused, expand
 from jr_onnx.autodiff.fold import fold
 from jr_onnx.autodiff.jumps import PATH_KEY, Jump, find_jumps
+from jr_onnx.autodiff.parts import write_as_split
 from jr_onnx.errors import ModelError, UnsupportedOpsetError
 from jr_onnx.model import (
     Constants,
@@ -116,7 +117,8 @@ def prepare(model: Model, *, x: str | None = None, output: str | None = None) ->
     for jump in jumps:
         _write_as_one_node(jump, known, opset_of(proto.opset_import))
     logits, ending = _before_softmax(graph, known, output, opset_of(proto.opset_import))
-    if write_as_matrices(proto, known.tensor, known.constant):
+    rewritten = write_as_matrices(proto, known.tensor, known.constant)
+    if write_as_split(proto, known.tensor, known.constant) or rewritten:
         known = Known.of(Model.of(proto, model.folder))
     by_output = {jump.y: jump for jump in jumps}
     return Prepared(proto, known, x, output, logits, ending, by_output, refused)

@@ -60,6 +60,7 @@ class Call:
         wrt: the input whose cotangent is asked for.
         tensors: what is known of the node's inputs and outputs, by name.
         constants: returns the value of an input that the model fixes, None if it may vary.
+        made: returns the node of the forward graph that gives a value, None if that is not known.
     """
 
     node: onnx.NodeProto
@@ -68,6 +69,7 @@ class Call:
     wrt: int
     tensors: dict[str, Tensor]
     constants: Callable[[str], np.ndarray[Any, Any] | None]
+    made: Callable[[str], onnx.NodeProto | None] = lambda name: None
 
     @property
     def g(self) -> str:
