@@ -349,7 +349,10 @@ def evaluate(
     doubts = of_the_threat(threat)
     if baseline:
         doubts += of_the_baseline(baseline, model)
-    runs = [ModelRun(job, *pair) for pair in zip(parts, targets, strict=True)]
+    runs = [
+        ModelRun(job, part, target, judges=part is parts[0])
+        for part, target in zip(parts, targets, strict=True)
+    ]
     for finding in (*doubts, *(finding for run in runs for finding in run.findings)):
         on_finding(finding)
     try:

@@ -16,7 +16,7 @@ from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
 from jr_onnx.attacks.attack import Counts
 from jr_onnx.checkpoint import Checkpoint, digest
 from jr_onnx.errors import ModelError
-from jr_onnx.findings import Finding, diagnose, of_the_input
+from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model
 from jr_onnx.model import Model
 from jr_onnx.suites import Outcome, Suite, Trial
 from jr_onnx.target import Target
@@ -56,6 +56,7 @@ class ModelRun:
         job: what is asked.
         model: the model as it was given.
         target: the same, as it is attacked.
+        judges: whether the data is judged by what this model makes of it.
 
     Attributes:
         role: `original` or `retrofitted`.
@@ -68,7 +69,7 @@ class ModelRun:
         complete: whether the whole suite was tried, and the diagnosis made.
     """
 
-    def __init__(self, job: Job, model: Model, target: Target) -> None:
+    def __init__(self, job: Job, model: Model, target: Target, *, judges: bool) -> None:
         self._job = job
         self.model, self.target = model, target
         self.jumps = rewrite.jumps_of(model)
@@ -81,7 +82,9 @@ class ModelRun:
         self.naive, self.robust = self.correct.copy(), self.correct.copy()
         self.outcomes: dict[str, Outcome] = {}
         self.left_out: tuple[str, ...] = ()
-        self.findings = of_the_input(target, job.x, job.y, self.correct)
+        self.findings = of_the_model(target, job.x)
+        if judges:
+            self.findings += of_the_data(target, job.x, job.y, self.correct)
         self.complete = False
         if any(trial.attack.uses_gradients for trial in job.suite.trials):
             self._leave_out()

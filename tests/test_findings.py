@@ -10,12 +10,14 @@ import pytest
 from onnx import helper, numpy_helper
 
 import jr_onnx as jr
-from jr_onnx.attacks import PGD, Square, Transfer
+from jr_onnx.attacks import FGSM, PGD, Square, Transfer
+from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import Suite, Trial
 
 Array = np.ndarray[Any, Any]
 MakeModel = Callable[..., jr.Model]
 THREAT = jr.ThreatModel(epsilon=0.1)
+BALLS = [THREAT, jr.ThreatModel(norm="l2", epsilon=1.5)]
 BOTH = Suite(
     "both",
     (
@@ -39,16 +41,22 @@ def _with_tail(model: jr.Model, tail: list[Any], **constants: float) -> jr.Model
     return jr.Model(proto.SerializeToString())
 
 
-def _rules(model: jr.Model, mnist: jr.Dataset, suite: Suite = BOTH) -> set[str]:
-    found = jr.evaluate(model, mnist.x[:60], mnist.y[:60], threat=THREAT, suite=suite, device="cpu")
+def _rules(model: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel = THREAT) -> set[str]:
+    found = jr.evaluate(model, mnist.x[:60], mnist.y[:60], threat=threat, suite=BOTH, device="cpu")
     return {finding.rule for finding in found.findings if finding.level == "error"}
 
 
-def test_an_honest_model_is_not_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
-    assert _rules(lenet, mnist) == set()
+@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+def test_an_honest_model_is_not_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
+) -> None:
+    assert _rules(lenet, mnist, threat) == set()
 
 
-def test_rounded_logits_are_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+def test_rounded_logits_are_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
+) -> None:
     broken = _with_tail(
         lenet,
         [
@@ -58,10 +66,14 @@ def test_rounded_logits_are_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
         ],
         none=0.0,
     )
-    assert {"JR004", "JR008"} <= _rules(broken, mnist)
+    blind = {"JR004"} if threat.norm == "linf" else set()
+    assert {"JR005", "JR008"} | blind <= _rules(broken, mnist, threat)
 
 
-def test_a_saturated_softmax_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+def test_a_saturated_softmax_is_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
+) -> None:
     broken = _with_tail(
         lenet,
         [
@@ -72,10 +84,13 @@ def test_a_saturated_softmax_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> N
         hot=1e4,
         one=1.0,
     )
-    assert "JR008" in _rules(broken, mnist)
+    assert "JR008" in _rules(broken, mnist, threat)
 
 
-def test_a_random_layer_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
+@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+def test_a_random_layer_is_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
+) -> None:
     broken = _with_tail(
         lenet,
         [
@@ -83,12 +98,55 @@ def test_a_random_layer_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
             helper.make_node("Add", ["z", "noise"], ["out"]),
         ],
     )
-    assert "JR005" in _rules(broken, mnist)
+    assert "JR005" in _rules(broken, mnist, threat)
 
 
 def test_a_model_that_couples_its_batch_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
     broken = _with_tail(lenet, [helper.make_node("Softmax", ["z"], ["out"], axis=0)])
     assert "JR005" in _rules(broken, mnist)
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_too_few_steps_are_flagged(lenet: jr.Model, mnist: jr.Dataset, steps: int) -> None:
+    suite = Suite("few", (Trial(name="pgd", attack=PGD(steps=steps)),))
+    found = jr.evaluate(
+        lenet, mnist.x[:100], mnist.y[:100], threat=THREAT, suite=suite, device="cpu"
+    )
+    said = [each.message for each in found.findings if "twice the steps" in each.message]
+    assert bool(said) == (steps == 1)
+    assert found.inconclusive == (steps == 1)
+
+
+def test_data_is_judged_by_the_original_alone(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    """Jumps that leave nothing of a model are no fault of the data."""
+    hardened = jr.retrofit(lenet, jump=1000.0).model
+    options: Any = {"threat": THREAT, "suite": BOTH, "device": "cpu"}
+    x, y = mnist.x[:60], mnist.y[:60]
+    rules = [
+        {each.rule for each in jr.evaluate(hardened, x, y, baseline=before, **options).findings}
+        for before in (lenet, None)
+    ]
+    assert "JR006" not in rules[0]
+    assert "JR006" in rules[1]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "epsilon", "said"),
+    [((0, 255), 0.1, True), ((0, 255), 8.0, False), ((0, 1), 1e-4, False)],
+)
+def test_an_epsilon_in_other_units_is_said(
+    lenet: jr.Model, mnist: jr.Dataset, bounds: tuple[float, float], epsilon: float, said: bool
+) -> None:
+    found = jr.evaluate(
+        lenet,
+        mnist.x[:5] * bounds[1],
+        mnist.y[:5],
+        threat=jr.ThreatModel(epsilon=epsilon, bounds=bounds),
+        suite=Suite("fgsm", (Trial(name="fgsm", attack=FGSM()),)),
+        preprocessing=Preprocessing(std=(bounds[1],)),
+        device="cpu",
+    )
+    assert said == any("less than a thousandth of the bounds" in f.message for f in found.findings)
 
 
 def test_a_model_that_always_says_the_same_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
