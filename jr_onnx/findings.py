@@ -11,7 +11,7 @@ Sources: Athalye et al. (arXiv:1802.00420), Carlini et al. (arXiv:1902.06705), T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,18 @@ class Finding:
         return {"rule": self.rule, "level": self.level, "message": self.message}
 
 
+def of_the_input(target: Target, x: Array, y: Array, correct: Array) -> tuple[Finding, ...]:
+    """Looks for models that cannot be attacked, and data they were not made for.
+
+    Args:
+        target: the model.
+        x: `(samples, ...)`.
+        y: int `(samples,)`.
+        correct: bool `(samples,)`, without attack.
+    """
+    return _named(target, _of_the_input(target, x, y, correct))
+
+
 def diagnose(
     target: Target,
     x: Array,
@@ -81,9 +93,11 @@ def diagnose(
         if np.isfinite(threat.epsilon):
             found += _of_the_attack(target, x, y, threat, chosen, seed)
     found += _of_the_blind(outcomes, correct)
-    return tuple(
-        Finding(each.rule, each.level, f"{target.model.name}: {each.message}") for each in found
-    )
+    return _named(target, found)
+
+
+def _named(target: Target, found: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(replace(each, message=f"{target.model.name}: {each.message}") for each in found)
 
 
 def _of_the_input(target: Target, x: Array, y: Array, correct: Array) -> list[Finding]:

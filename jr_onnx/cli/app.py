@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextvars import copy_context
-from enum import IntEnum
 from typing import Any, NoReturn
 
 import typer
@@ -15,26 +14,15 @@ import typer
 from jr_onnx.cli.attacking import attack, evaluate
 from jr_onnx.cli.commands import inspect, restore, verify
 from jr_onnx.cli.console import complain
+from jr_onnx.cli.exits import Exit
+from jr_onnx.cli.gating import gate
 from jr_onnx.cli.options import show_version
 from jr_onnx.cli.retrofitting import retrofit
-from jr_onnx.errors import JrOnnxError, ParameterError, PostconditionError
-
-
-class Exit(IntEnum):
-    """Every exit code there is."""
-
-    OK = 0
-    REFUSED = 1
-    USAGE = 2
-    ERROR = 3
-    BUG = 4
-    INCONCLUSIVE = 5
-    INTERRUPTED = 130
-
+from jr_onnx.errors import ConfigError, JrOnnxError, ParameterError, PostconditionError
 
 app = typer.Typer(name="jr-onnx", no_args_is_help=True, rich_markup_mode="rich")
 app.callback()(show_version)
-for command in (inspect, retrofit, restore, verify, attack, evaluate):
+for command in (inspect, retrofit, restore, verify, attack, evaluate, gate):
     app.command()(command)
 
 
@@ -70,6 +58,10 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         if error.format_message():  # empty where the help was printed for want of arguments
             complain(f"{error.format_message()} (see jr-onnx --help)")
+        return Exit.USAGE
+    except ConfigError as error:
+        for problem in error.problems:
+            complain(problem)
         return Exit.USAGE
     except ParameterError as error:
         complain(str(error))

@@ -1,0 +1,28 @@
+"""Thresholds on models -> a green or red build.
+
+jr-onnx.toml --> models, data, thresholds --> verify, attack, measure --> checks JR001.. --> verdict
+"""
+
+from jr_onnx.gate.config import ConfigFile, GateConfig, config_schema
+from jr_onnx.gate.rules import RULES, Rule
+from jr_onnx.gate.run import gate, judge
+from jr_onnx.gate.subject import Subject
+from jr_onnx.gate.template import TEMPLATE
+from jr_onnx.gate.verdict import Check, GateResult, ModelResult, Status, fingerprint
+
+__all__ = [
+    "RULES",
+    "TEMPLATE",
+    "Check",
+    "ConfigFile",
+    "GateConfig",
+    "GateResult",
+    "ModelResult",
+    "Rule",
+    "Status",
+    "Subject",
+    "config_schema",
+    "fingerprint",
+    "gate",
+    "judge",
+]
