@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,8 +29,35 @@ for command in (inspect, retrofit, restore, verify, attack, evaluate, gate):
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits."""
-    sys.exit(run(sys.argv[1:]))
+    """Runs the command line and exits, with a value of `Exit` whatever happens."""
+    _stand_in_for_closed_streams()
+    for name in ("SIGTERM", "SIGHUP"):  # a build that is cancelled; nohup's SIG_IGN stays
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # else Python would end with 120
+            _discard(stream)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Opens what the caller has closed (`>&-`), so that whatever writes need not ask."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _discard(stream: Any) -> None:
+    """Lets go nowhere what is still buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _command_line(arguments: list[str]) -> Any:
@@ -53,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
             return Exit.USAGE if error.code else Exit.OK  # shell completion ends this way
         # `jr-onnx inspect | head`: the reader has left (typer turns that into SystemExit(1), which
         # would read as a refusal). What is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return Exit.INTERRUPTED
     except typer.TyperException as error:
         if error.format_message():  # empty where the help was printed for want of arguments
@@ -78,7 +107,8 @@ def run(arguments: Sequence[str]) -> int:
         complain(f"{error.strerror} ({error.filename or 'standard output'})")
         return Exit.ERROR
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         complain(f"this is a bug of jr-onnx, please report it: {type(error).__name__}: {error}")
         return Exit.BUG
     if code == Exit.INTERRUPTED:  # typer returns it for Ctrl-C

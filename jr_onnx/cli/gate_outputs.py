@@ -95,7 +95,7 @@ class Outputs:
 def _append(path: Path, summary: str) -> None:
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(f"{summary}\n")
+            file.write(summary)
     except OSError as error:
         raise OutputError(f"{path}: ${SUMMARY} cannot be written ({error.strerror})") from error
 

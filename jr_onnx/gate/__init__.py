@@ -3,6 +3,7 @@
 jr-onnx.toml --> models, data, thresholds --> verify, attack, measure --> checks JR001.. --> verdict
 """
 
+from jr_onnx.gate.asserts import assert_retrofit_equivalent, assert_robust
 from jr_onnx.gate.config import ConfigFile, GateConfig, config_schema
 from jr_onnx.gate.rules import RULES, Rule
 from jr_onnx.gate.run import gate, judge
@@ -21,6 +22,8 @@ __all__ = [
     "Rule",
     "Status",
     "Subject",
+    "assert_retrofit_equivalent",
+    "assert_robust",
     "config_schema",
     "fingerprint",
     "gate",

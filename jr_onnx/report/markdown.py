@@ -26,7 +26,7 @@ def markdown(result: GateResult) -> str:
         parts += [f"> {_plain(result.error)}", ""]
     for model in result.models:
         parts += _model(model)
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
 
 
 def _model(model: ModelResult) -> Iterator[str]:
