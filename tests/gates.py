@@ -88,7 +88,7 @@ class Reports:
         loud = self.markdown.partition("<details>")[0]
         rules = [result["ruleId"] for result in self.results]
         return (
-            max(tags, key="skipped pass failure error".split().index),
+            max(tags, key=["skipped", "pass", "failure", "error"].index),
             rule in rules,
             rule in loud,
         )

@@ -84,7 +84,7 @@ class Outputs:
         for path, content in (
             (self.junit, junit(result)),
             (self.sarif, sarif(result, exit_code=code)),
-            (self.markdown, summary.encode()),
+            (self.markdown, summary.encode(errors="replace")),
         ):
             if path is not None:
                 write_atomically(path, content, force=self.force)
@@ -94,7 +94,7 @@ class Outputs:
 
 def _append(path: Path, summary: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="replace") as file:
             file.write(summary)
     except OSError as error:
         raise OutputError(f"{path}: ${SUMMARY} cannot be written ({error.strerror})") from error

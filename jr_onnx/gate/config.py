@@ -6,6 +6,7 @@ Tables at the top hold for every model; the same tables of a model go before the
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -295,8 +296,8 @@ class ConfigFile:
             return self.problem(key, "is missing")
         if kind == "value_error":
             return self.problem(key, str(error["ctx"]["error"]))
-        message = error["msg"][:1].lower() + error["msg"][1:]
-        return self.problem(key, f"{message}, got {got!r:.80}")
+        message = error["msg"][:1].lower() + error["msg"][1:].replace("tuple", "list")
+        return self.problem(key, f"{message}, got {json.dumps(got, default=str):.80}")
 
     def _unfinished(self) -> Iterator[str]:
         """Yields what only the merged tables show."""
