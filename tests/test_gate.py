@@ -10,6 +10,7 @@ import pytest
 from gates import CONFIG, Reports, edit, harden, run_gate, saturate, short_adaptive
 
 import jr_onnx as jr
+from jr_onnx.cli import run
 from jr_onnx.suites import SUITES
 
 Run = Callable[..., Reports]
@@ -39,6 +40,28 @@ def test_an_honest_model_is_green(gate: Run) -> None:
     assert set(reports.cases.values()) <= {"pass", "skipped"}
     assert "green" in reports.text
     assert "✅ pass" in reports.markdown.splitlines()[0]
+
+
+def test_its_own_result_is_a_baseline_that_it_meets_exactly(gate: Run, project: Path) -> None:
+    first = gate()
+    (project / "gate.json").rename(project / "earlier.json")
+    with (project / "jr-onnx.toml").open("a") as file:
+        file.write('[baseline]\nfile = "earlier.json"\nmax_robust_accuracy_drop = 0\n')
+    again = gate()
+    assert (first.code, again.code) == (0, 0)
+    assert again.shown("JR014")[0] == "pass"
+
+
+def test_what_init_writes_runs(gate: Run, project: Path) -> None:
+    for old, new in (("net.onnx", "model.onnx"), ("net.jr.onnx", "model.jr.onnx")):
+        (project / old).rename(project / new)
+    (project / "jr-onnx.toml").unlink()
+    assert run(["gate", "--init"]) == 0
+    reports = gate("--device", "cpu")
+    # No gain is shown by a jump of 0.05 on twenty digits.
+    assert reports.code == 1
+    assert reports.json["error"] is None
+    assert reports.shown("JR003") == ("failure", True, True)
 
 
 def test_a_jump_changed_behind_its_back_is_red(gate: Run, project: Path) -> None:
