@@ -58,9 +58,10 @@ def _refused(project: Path, text: str, kind: type[JrOnnxError] = ConfigError) ->
         ('device = "cpu"', 'suite = "hard"', ":13: evaluation.suite: suite must be one of naive"),
         ('device = "cpu"', "seed = -1", ":13: evaluation.seed: input should be greater than or"),
         ("= 0.1\nmin", "= 1.1\nmin", ":17: gates.min_robust_accuracy: input should be less than"),
+        ("= 1.1", "= inf", ":20: gates.max_size_ratio: input should be a finite number"),
         ("= 30", "= 12", ":21: gates.min_opset: 13 is above max_opset 12"),
         ('hardened = "net.jr.onnx"\n', "", ":1: models[0]: give either model, or both original"),
-        ("original", 'model = "x"\noriginal', ":1: models[0]: give either model, or both"),
+        ("original", 'model = "net.onnx"\noriginal', ":1: models[0]: give either model, or both"),
         ('path = "test.npz"', "", ":1: models[0]: has no examples: set data.path"),
         ("epsilon = 0.1", "", ":1: models[0]: has no epsilon: set threat.epsilon"),
         ("[gates]", "[baseline]\n[gates]", ":15: baseline.file: is missing"),
@@ -81,8 +82,10 @@ def test_a_bad_value_is_refused_with_its_line(
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_file(project: Path) -> None:
     text = CONFIG.replace("0.1\n\n", "8\n\n").replace('"1 MB"', '"x"').replace("name", "nam")
+    (project / "test.npz").unlink()
     problems = _refused(project, text)
-    assert [problem.split(":")[1] for problem in problems] == ["2", "10", "19"]
+    assert [problem.split(":")[1] for problem in problems] == ["2", "7", "10", "19"]
+    assert "test.npz: there is no such file" in problems[1]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,29 @@ def test_a_table_of_a_model_goes_before_the_one_at_the_top(project: Path) -> Non
     assert (other.threat.epsilon, digits.threat.epsilon) == (8 / 255, 0.1)
     assert (other.gates.max_size, digits.gates.max_size) == (10, 1_000_000)
     assert other.gates.min_opset == 13
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "refused"),
+    [
+        ("bounds = [0, 255]\nepsilon = 4", "epsilon = 8", False),
+        ('norm = "l2"\nepsilon = 1', "epsilon = 3", False),
+        ("epsilon = 8", "bounds = [0, 255]", True),  # not of the other model
+        ("epsilon = 0.1", "epsilon = 8", True),
+        ("epsilon = 0.1", 'norm = "l2"\nthreat.epsilon = 8', False),
+    ],
+)
+def test_an_epsilon_is_compared_with_the_bounds_of_its_own_model(
+    project: Path, general: str, own: str, refused: bool
+) -> None:
+    other = f'[[models]]\nname = "other"\nmodel = "net.onnx"\nthreat.{own}\n\n[data]'
+    text = CONFIG.replace("epsilon = 0.1", general).replace("[data]", other, 1)
+    if refused:
+        (problem,) = _refused(project, text)
+        assert "epsilon: epsilon 8 is wider than the bounds [0, 1]" in problem
+    else:
+        (project / "jr-onnx.toml").write_text(text)
+        assert len(ConfigFile("jr-onnx.toml").config.entries) == 2
 
 
 def test_the_bounds_must_be_those_of_the_preprocessing(project: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import xmlschema
 from gates import CONFIG, HERE, harden, run_gate
 
+from jr_onnx.errors import SessionError
 from jr_onnx.gate import RULES, Check, GateResult, ModelResult, Status, fingerprint
 from jr_onnx.report.junit import junit
 from jr_onnx.report.markdown import markdown
@@ -154,10 +155,36 @@ def test_a_bug_of_ours_is_no_verdict(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("oh")
 
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.setattr("jr_onnx.cli.gating.run_gate", broken)
     reports = run_gate(here, lambda: capsys.readouterr().err)
     assert reports.code == 4
     assert reports.json["error"] == "oh"
+
+
+def test_what_was_finished_before_an_error_is_kept(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import import_module
+
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    judged = iter(_result(_check(Status.FAIL)).models)
+
+    def judge(*_: Any, **__: Any) -> ModelResult:
+        for model in judged:
+            return model
+        raise SessionError("no memory left")
+
+    monkeypatch.setattr(import_module("jr_onnx.gate.run"), "judge", judge)
+    harden(here, jump=0.05)
+    second = '[[models]]\nname = "second"\nmodel = "net.onnx"\n\n[data]'
+    (here / "jr-onnx.toml").write_text(CONFIG.replace("[data]", second))
+    reports = run_gate(here, lambda: capsys.readouterr().err)
+    assert reports.code == 3
+    assert [model["name"] for model in reports.json["models"]] == ["digits"]
+    assert (reports.json["status"], reports.json["error"]) == ("error", "no memory left")
+    assert reports.shown("JR002") == ("failure", True, True)
+    assert reports.cases["jr-onnx.toml"] == "error"
 
 
 def test_nothing_is_overwritten_unasked(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

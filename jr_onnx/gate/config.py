@@ -1,17 +1,11 @@
-"""jr-onnx.toml -> what to hold which models to, checked as a whole before any work.
+"""What a configuration may say: the tables of jr-onnx.toml, their keys and defaults.
 
 Tables at the top hold for every model; the same tables of a model go before them, key by key.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import tomllib
-from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -21,20 +15,14 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from jr_onnx.attacks import ThreatModel, parse_epsilon
-from jr_onnx.errors import ConfigError
-from jr_onnx.gate.locate import Path as Key
-from jr_onnx.gate.locate import line_of, lines_of
 from jr_onnx.suites import SUITES
-from jr_onnx.suites import find_suite as suite_of
 from jr_onnx.target import DEFAULT_BATCH_SIZE
 
 SCHEMA = "jr-onnx/gate-config/1"
@@ -69,7 +57,11 @@ Epsilon = Annotated[
 
 class _Table(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -101,8 +93,8 @@ class ThreatTable(_Table):
     @field_validator("epsilon")
     @classmethod
     def _fits(cls, epsilon: float | None, info: ValidationInfo) -> float | None:
-        if epsilon is not None and {"norm", "bounds"} <= info.data.keys():
-            ThreatModel(epsilon=epsilon, **info.data)
+        if epsilon is not None and info.context is not None:
+            ThreatModel(epsilon=epsilon, **info.context)
         return epsilon
 
     @field_validator("norm", "bounds")
@@ -232,113 +224,7 @@ def _merged(general: _T, own: _T) -> _T:
     return general.model_copy(update=given)
 
 
-class ConfigFile:
-    """A configuration, and where each of its keys stands.
-
-    Args:
-        path: the TOML file.
-
-    Attributes:
-        path: the file.
-        content: its bytes.
-        config: what it says.
-
-    Raises:
-        ConfigError: it cannot be read, or makes no sense; all problems at once.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        try:
-            self.content = self.path.read_bytes()
-            text = self.content.decode()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise ConfigError(
-                [f"{path}: cannot be read ({reason}). `jr-onnx gate --init` writes one"]
-            ) from error
-        try:
-            written = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
-        self._lines = lines_of(text)
-        try:
-            self.config = GateConfig.model_validate(written)
-        except ValidationError as error:
-            found = [each for each in error.errors() if not _is_an_echo(each)]
-            found.sort(key=lambda each: line_of(each["loc"], self._lines))
-            raise ConfigError([self._told(each) for each in found]) from error
-        problems = [*self._unfinished()]
-        if problems:
-            raise ConfigError(problems)
-
-    def problem(self, key: Key, what: str) -> str:
-        """Returns the line of a message: where the key stands, and what is wrong with it."""
-        spelled = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
-        where = f"{self.path}:{line_of(key, self._lines)}"
-        return f"{where}: {spelled.removeprefix('.')}: {what}"
-
-    def key(self, index: int, *names: str) -> Key:
-        """Returns where a model's setting comes from: its own table, or the one at the top."""
-        own: Key = ("models", index, *names)
-        return own if own in self._lines else names
-
-    def resolve(self, path: str) -> Path:
-        """Returns a path of the configuration, relative to its folder."""
-        return self.path.parent / path
-
-    def _told(self, error: ErrorDetails) -> str:
-        key = error["loc"]
-        kind, got = error["type"], error["input"]
-        if kind == "extra_forbidden":
-            return self.problem(key, _unknown(key))
-        if kind == "missing":
-            return self.problem(key, "is missing")
-        if kind == "value_error":
-            return self.problem(key, str(error["ctx"]["error"]))
-        message = error["msg"][:1].lower() + error["msg"][1:].replace("tuple", "list")
-        return self.problem(key, f"{message}, got {json.dumps(got, default=str):.80}")
-
-    def _unfinished(self) -> Iterator[str]:
-        """Yields what only the merged tables show."""
-        names = [entry.name or entry.under_test for entry in self.config.entries]
-        for index, entry in enumerate(self.config.entries):
-            if names[index] in names[:index]:
-                key: Key = ("models", index, "name")
-                yield self.problem(key, f"{names[index]!r} is there twice: give each its name")
-            if entry.data.path is None:
-                yield self.problem(("models", index), "has no examples: set data.path")
-            if entry.threat.epsilon is None:
-                yield self.problem(("models", index), "has no epsilon: set threat.epsilon")
-                continue
-            try:
-                ThreatModel(**dict(entry.threat))
-                suite_of(entry.evaluation.suite, entry.threat.norm)
-            except ValueError as error:
-                yield self.problem(("models", index, "threat"), str(error))
-            low, high = entry.gates.min_opset, entry.gates.max_opset
-            if low is not None and high is not None and low > high:
-                key = self.key(index, "gates", "min_opset")
-                yield self.problem(key, f"{low} is above max_opset {high}")
-
-
-def _is_an_echo(error: ErrorDetails) -> bool:
-    """Whether it says that a list is empty of which only all elements are wrong."""
-    return error["type"] == "too_short" and bool(error["input"])
-
-
-def _unknown(key: Key) -> str:
-    table: Any = GateConfig
-    for name in key[:-1]:
-        if isinstance(name, str):
-            table = _TABLES[name]
-    known = list(table.model_fields)
-    near = difflib.get_close_matches(str(key[-1]), known, n=1)
-    hint = f": did you mean {near[0]}?" if near else f", only {', '.join(known)}"
-    return f"there is no such key{hint}"
-
-
-_TABLES: dict[str, type[_Table]] = {
+TABLES: dict[str, type[BaseModel]] = {
     "models": ModelTable,
     "data": DataTable,
     "threat": ThreatTable,

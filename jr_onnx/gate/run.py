@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from jr_onnx.evaluate import Progress
 from jr_onnx.gate.checks import checks_of
-from jr_onnx.gate.config import ConfigFile
+from jr_onnx.gate.file import ConfigFile
 from jr_onnx.gate.measure import measure
-from jr_onnx.gate.subject import Subject, subjects_of
+from jr_onnx.gate.opening import subjects_of
+from jr_onnx.gate.subject import Subject
 from jr_onnx.gate.verdict import GateResult, ModelResult
 
 # Told the name of a model and how many examples it has; its progress is reported inside.

@@ -15,6 +15,8 @@ from jr_onnx.evaluate import Evaluation
 from jr_onnx.gate.latency import Latency
 from jr_onnx.gate.rules import RULES, Rule
 
+NO_ORIGINAL = "there is no original to compare with"
+
 
 class Status(StrEnum):
     """What a check, a model or the whole came to."""
@@ -25,6 +27,11 @@ class Status(StrEnum):
     INCONCLUSIVE = "inconclusive"
     SKIPPED = "skipped"
     ERROR = "error"
+
+    @classmethod
+    def of(cls, fine: bool) -> Status:
+        """Returns `pass` or `fail`."""
+        return cls.PASS if fine else cls.FAIL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,11 @@ class Check:
     measured: float | None = None
     threshold: float | None = None
     places: tuple[str, ...] = ()
+
+    @classmethod
+    def skipped(cls, code: str, gate: str, why: str) -> Check:
+        """Returns that a gate asked nothing, or could not be asked."""
+        return cls(code=code, gate=gate, status=Status.SKIPPED, message=why)
 
     @property
     def rule(self) -> Rule:

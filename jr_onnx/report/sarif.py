@@ -18,6 +18,8 @@ from jr_onnx.gate import RULES, Check, GateResult, ModelResult, Rule, Status, fi
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 # Warnings are no reason to fail a build; what is in doubt is none to pass it.
 _LEVELS = {Status.FAIL: "error", Status.INCONCLUSIVE: "error", Status.WARNING: "warning"}
+# Of a model that is another one altogether, every node is a place.
+_MOST_PLACES = 100
 _INDEX = {code: index for index, code in enumerate(RULES)}
 
 
@@ -76,7 +78,7 @@ def _result(check: Check, model: ModelResult, root: Path) -> dict[str, Any]:
     location: dict[str, Any] = {"physicalLocation": file}
     if check.places:
         location["logicalLocations"] = [
-            {"fullyQualifiedName": place, "kind": "member"} for place in check.places
+            {"fullyQualifiedName": place, "kind": "member"} for place in check.places[:_MOST_PLACES]
         ]
     doubt = "inconclusive: " if check.status is Status.INCONCLUSIVE else ""
     return {
