@@ -1,6 +1,7 @@
-"""The console script: Ctrl-C ends it in one line, also while the package is being imported."""
+"""The console script, whose exit codes hold while the package is being imported, too."""
 
 import sys
+import traceback
 from typing import NoReturn
 
 
@@ -13,3 +14,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print("jr-onnx: error: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # a broken installation: Python's own code, 1, is a gate's no
+        traceback.print_exc()
+        print(f"jr-onnx: error: cannot start ({error}). Install it again", file=sys.stderr)
+        sys.exit(4)

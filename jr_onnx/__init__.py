@@ -22,6 +22,7 @@ from jr_onnx.attacks import ThreatModel
 from jr_onnx.autodiff import input_gradient
 from jr_onnx.data import Dataset, load_npz
 from jr_onnx.evaluate import Evaluation, evaluate
+from jr_onnx.gate import GateResult, gate
 from jr_onnx.health import GradientHealth, gradient_health
 from jr_onnx.model import Model, load, save
 from jr_onnx.rewrite import (
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "Evaluation",
+    "GateResult",
     "GradientHealth",
     "Model",
     "Retrofit",
@@ -57,6 +59,7 @@ __all__ = [
     "errors",
     "evaluate",
     "find_sites",
+    "gate",
     "gradient_health",
     "input_gradient",
     "jump_relu",

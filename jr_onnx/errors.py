@@ -6,7 +6,7 @@ JrOnnxError
 ├── RewriteError     NothingToRewriteError, HiddenActivationError, AlreadyRetrofittedError,
 │                    NotRetrofittedError, PostconditionError
 ├── DataError
-├── ParameterError   (also a ValueError)
+├── ParameterError   (also a ValueError)   ConfigError
 ├── OutputError
 └── SessionError
 ```
@@ -86,6 +86,18 @@ class DataError(JrOnnxError):
 
 class ParameterError(JrOnnxError, ValueError):
     """An option has a value that makes no sense."""
+
+
+class ConfigError(ParameterError):
+    """A configuration file cannot be used as it is written.
+
+    Attributes:
+        problems: one line for each, `file:line: key: what is wrong`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
 
 
 class OutputError(JrOnnxError):

@@ -22,6 +22,7 @@ LAYERS = (
     ("runs",),
     ("evaluate",),
     ("examples", "curves"),
+    ("gate",),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ def say(content: Any = "") -> None:
 
 
 def complain(message: str) -> None:
-    """Prints one line on stderr."""
-    print(f"jr-onnx: error: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one line on stderr, if it can be written to: the exit code says it, too."""
+    with suppress(OSError):
+        print(f"jr-onnx: error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def warn(message: str) -> None:

@@ -1,0 +1,117 @@
+"""subject -> all that the gates look at: the cheap first, attacks last, and only if they count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from jr_onnx import rewrite
+from jr_onnx.errors import NotRetrofittedError
+from jr_onnx.evaluate import Evaluation, Progress, evaluate
+from jr_onnx.gate.latency import Latency, compare_latency
+from jr_onnx.gate.subject import Subject
+from jr_onnx.model import Model
+from jr_onnx.model.external import data_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of a subject.
+
+    Attributes:
+        subject: the model, and what it is held to.
+        verification: None without an original, or where it is switched off.
+        without_jump: paths of the original's activations that have no jump.
+        latency: None where it is not asked for.
+        evaluation: None where the model was not attacked.
+        not_attacked: why it was not.
+        disputed: how many examples count as broken that a fresh session classifies correctly.
+    """
+
+    subject: Subject
+    verification: rewrite.Verification | None = None
+    without_jump: tuple[str, ...] = ()
+    latency: Latency | None = None
+    evaluation: Evaluation | None = field(default=None, repr=False)
+    not_attacked: str = ""
+    disputed: int = 0
+
+
+def measure(subject: Subject, *, progress: Progress = lambda role, trial, done: None) -> Measured:
+    """Measures what the gates of a subject ask for.
+
+    A model that is not the original with its jumps is not attacked: the attacks start from what it
+    claims to be, and its figures would be compared with those of another model.
+
+    Args:
+        subject: the model, and what it is held to.
+        progress: told role, trial, and the number of examples just finished.
+
+    Raises:
+        ModelError: the model is no classifier, or has no gradient.
+        SessionError: onnxruntime refuses the model or the device.
+        EvaluationInterrupted: Ctrl-C.
+    """
+    original, gates = subject.original, subject.gates
+    verification = latency = None
+    without_jump: tuple[str, ...] = ()
+    if original is not None:
+        without_jump = _without_jump(original, subject.model)
+        if gates.verify_equivalent:
+            verification = rewrite.verify(original, subject.model)
+        if gates.max_latency_ratio is not None:
+            x, device = subject.examples.x, subject.evaluation.device
+            latency = compare_latency(original, subject.model, x, device=device)
+    known = Measured(
+        subject=subject, verification=verification, without_jump=without_jump, latency=latency
+    )
+    if subject.edits or (verification is not None and not verification.equivalent):
+        return replace(known, not_attacked="not attacked: the model is not what it claims to be")
+    evaluation = _attacked(subject, progress)
+    return replace(known, evaluation=evaluation, disputed=_disputed(subject, evaluation))
+
+
+def size_of(model: Model) -> int:
+    """Returns the bytes of a model and of its external data."""
+    outside = sum(path.stat().st_size for path in data_files(model) if path.is_file())
+    return len(model.content) + outside + sum(map(len, model.attachments.values()))
+
+
+def _attacked(subject: Subject, progress: Progress) -> Evaluation:
+    table = subject.evaluation
+    return evaluate(
+        subject.model,
+        subject.examples.x,
+        subject.examples.y,
+        threat=subject.threat,
+        suite=table.suite,
+        baseline=subject.original,
+        preprocessing=subject.steps,
+        device=table.device,
+        seed=table.seed,
+        batch_size=table.batch_size,
+        progress=progress,
+    )
+
+
+def _without_jump(original: Model, hardened: Model) -> tuple[str, ...]:
+    sites, skipped = rewrite.find_sites(original)
+    try:
+        jumps = rewrite.jumps_of(hardened)
+    except NotRetrofittedError:  # its manifest cannot be read
+        jumps = {}
+    hidden = (each.path for each in skipped if each.hidden)
+    return (*(site.path for site in sites if site.path not in jumps), *hidden)
+
+
+def _disputed(subject: Subject, evaluation: Evaluation) -> int:
+    """Runs what counts as broken once more, in a session that took no part in the attack."""
+    disputed = 0
+    for model in evaluation.models:
+        target = subject.target(model.model)
+        for outcome in model.outcomes.values():
+            found = outcome.result
+            broken = found.correct & ~found.robust
+            if broken.any():
+                y = subject.examples.y[outcome.indices[broken]]
+                disputed += int((target.logits(found.x_adv[broken]).argmax(axis=1) == y).sum())
+    return disputed

@@ -1,0 +1,90 @@
+"""jr-onnx.toml -> verdict: everything is opened and checked, then one model after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from jr_onnx.evaluate import Progress
+from jr_onnx.gate.checks import checks_of
+from jr_onnx.gate.file import ConfigFile
+from jr_onnx.gate.measure import measure
+from jr_onnx.gate.opening import subjects_of
+from jr_onnx.gate.subject import Subject
+from jr_onnx.gate.verdict import GateResult, ModelResult
+
+# Told the name of a model and how many examples it has; its progress is reported inside.
+Watch = Callable[[str, int], AbstractContextManager[Progress]]
+
+
+def _unwatched(name: str, samples: int) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda role, trial, done: None)
+
+
+def gate(
+    config: str | os.PathLike[str] = "jr-onnx.toml",
+    *,
+    device: str | None = None,
+    watch: Watch = _unwatched,
+    finished: Callable[[ModelResult], None] = lambda result: None,
+) -> GateResult:
+    """Holds models to the thresholds of a configuration.
+
+    A gate that says no is a result, never an exception.
+
+    Args:
+        config: the TOML file; paths in it are relative to its folder.
+        device: takes the place of the one in the file.
+        watch: told of each model before it is measured; gives the progress callback.
+        finished: told of each model when it is done, for what is left of a run that fails.
+
+    Raises:
+        ConfigError: the configuration makes no sense; all problems at once.
+        ModelError: a model is missing, is none, or cannot be attacked.
+        DataError: the data is missing, or does not fit the models: labels shifted, another scale.
+        SessionError: onnxruntime is not there, or refuses a model or the device.
+    """
+    file = ConfigFile(config)
+    subjects = subjects_of(file, device=device)
+    for subject in subjects:
+        subject.require_contract()
+    results = []
+    for subject in subjects:
+        with watch(subject.name, len(subject.examples)) as progress:
+            results.append(judge(subject, progress=progress))
+        finished(results[-1])
+    digest = hashlib.sha256(file.content).hexdigest()
+    return GateResult(config=file.path, config_sha256=digest, models=tuple(results))
+
+
+def judge(subject: Subject, *, progress: Progress = lambda role, trial, done: None) -> ModelResult:
+    """Measures one model and holds it to its thresholds.
+
+    Args:
+        subject: the model, its examples, and the thresholds.
+        progress: told role, trial, and the number of examples just finished.
+
+    Raises:
+        ModelError: the model is no classifier, or has no gradient.
+        SessionError: onnxruntime refuses the model or the device.
+        EvaluationInterrupted: Ctrl-C.
+    """
+    measured = measure(subject, progress=progress)
+    examples, table = subject.examples, subject.evaluation
+    return ModelResult(
+        name=subject.name,
+        path=subject.model.path,
+        sha256=subject.model.sha256,
+        original_sha256=subject.original.sha256 if subject.original else None,
+        data={
+            "path": examples.name,
+            "sha256": subject.digest,
+            "samples": len(examples),
+            "seed": table.seed,
+        },
+        checks=checks_of(measured),
+        evaluation=measured.evaluation,
+        latency=measured.latency,
+    )
