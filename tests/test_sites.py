@@ -445,6 +445,44 @@ def test_what_a_default_hides(one: MakeModel, node: str, hidden: bool) -> None:
     assert [entry.hidden for entry in jr.find_sites(model)[1]] == [True] * hidden
 
 
+# Constants: s a scale, l the zero point that nothing of uint8 is below, m one in the middle.
+POOLED = {
+    "of a range below 0": ("d = DequantizeLinear(q, s, m) p = MaxPool<kernel_shape=[2]>(d)", True),
+    "of a range from 0 on": (
+        "d = DequantizeLinear(q, s, l) p = MaxPool<kernel_shape=[2]>(d)",
+        False,
+    ),
+    "of a range that is not told": ("d = DequantizeLinear(q, s) p = GlobalMaxPool(d)", False),
+    "of a range that callers tell": ("d = DequantizeLinear(q, s, v) p = GlobalMaxPool(d)", False),
+    "requantised": ("p = DequantizeLinear(q, s, m)", True),
+    "of a convolution": (
+        "c = Conv(x, w) a = AveragePool<kernel_shape=[2]>(c) p = Identity(a)",
+        True,
+    ),
+    "of a Relu that is there": (
+        "c = Conv(x, w) r = Relu(c) p = MaxPool<kernel_shape=[2]>(r)",
+        False,
+    ),
+    "of an input": ("p = MaxPool<kernel_shape=[2]>(x)", False),
+    "of a probability": ("c = Conv(x, w) r = Sigmoid(c) p = MaxPool<kernel_shape=[2]>(r)", False),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_relu_folded_in_behind_a_pooling(text_model: MakeModel, name: str) -> None:
+    """As onnxruntime's quantize_static leaves Conv, MaxPool, Relu."""
+    text, hidden = POOLED[name]
+    ends = "float[n, 1, k] x, uint8[n, 1, k] q, uint8 v) => (uint8[n, 1, j] y"
+    constants: dict[str, Any] = {
+        "s": np.float32(1), "l": np.uint8(0), "m": np.uint8(7), "w": np.ones((1, 1, 1), np.float32),
+    }  # fmt: skip
+    model = with_weights(
+        text_model(f"g ({ends}) {{ {text} y = QuantizeLinear(p, s, l) }}"), **constants
+    )
+    onnx.checker.check_model(model.proto, full_check=True)
+    assert [entry.path for entry in jr.find_sites(model)[1] if entry.hidden] == ["y"] * hidden
+
+
 # --- odd files ------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,12 @@
 
 FusedConv<activation = "Relu">, MoE<activation_type = "relu">, RNN<activations = ["Relu"]>
 QuantizeLinear(Conv(x)) to a range that starts at zero, as it does when a Relu was folded in
+QuantizeLinear(MaxPool(DequantizeLinear(x))) to one, from a range that reaches below zero
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +25,12 @@ _FUSED = (b"relu", b"clip")
 # Position of the output's zero point among the inputs.
 _ZERO_POINT = {"QLinearConv": 7, "QLinearMatMul": 7, "QLinearAdd": 7, "QGemm": 8}
 _LINEAR = frozenset(("Conv", "Gemm", "MatMul", "Add", "BatchNormalization", "ConvTranspose"))
+# What makes nothing negative that was not.
+_KEEPING = frozenset((
+    "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Identity", "Reshape",
+    "Flatten", "Squeeze", "Unsqueeze", "Transpose",
+))  # fmt: skip
+_FARTHEST = 16  # nodes
 _SIGNED = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
 
 
@@ -60,16 +69,40 @@ def _zero_point(scope: Scope, node: onnx.NodeProto, around: Surroundings) -> int
     """Returns the output's zero point where nothing below zero can be quantised, else None."""
     at = _ZERO_POINT.get(node.op_type)
     if node.op_type == "QuantizeLinear":
-        made = around.maker(Value(scope, node.input[0]))
-        at = 2 if made is not None and made.node.op_type in _LINEAR else None
+        at = 2 if _may_be_negative(Value(scope, node.input[0]), around) else None
     if at is None:
         return None
     if at >= len(node.input) or not node.input[at]:
         output = attribute_of(node, "output_dtype")
         signed = output is not None and output.i in _SIGNED
         return None if node.op_type != "QuantizeLinear" or signed else 0  # the default is uint8's 0
-    value = around.constants.value(scope, node.input[at])
-    if value is None or not value.size or value.dtype.kind not in "iu":
+    value = _integers(scope, node.input[at], around)
+    if value is None or _has_below(value):
         return None
-    lowest = np.iinfo(value.dtype).min
-    return None if (value != lowest).any() else int(lowest)
+    return int(np.iinfo(value.dtype).min)
+
+
+def _integers(scope: Scope, name: str, around: Surroundings) -> np.ndarray[Any, Any] | None:
+    value = around.constants.value(scope, name)
+    return value if value is not None and value.size and value.dtype.kind in "iu" else None
+
+
+def _has_below(zero_point: np.ndarray[Any, Any]) -> bool:
+    """Whether there are integers below a zero point, and so numbers below 0."""
+    return bool((zero_point != np.iinfo(zero_point.dtype).min).any())
+
+
+def _may_be_negative(value: Value, around: Surroundings) -> bool:
+    """Whether a linear operator made a value, or a range that reaches below zero; pooled or not."""
+    for _ in range(_FARTHEST):
+        made = around.maker(value)
+        if made is None or made.node.op_type in _LINEAR:
+            return made is not None
+        scope, node = made
+        if node.op_type == "DequantizeLinear":
+            known = _integers(scope, node.input[2], around) if len(node.input) > 2 else None
+            return known is not None and _has_below(known)
+        if node.op_type not in _KEEPING or not node.input:
+            break
+        value = Value(scope, node.input[0])
+    return False
