@@ -1,41 +1,63 @@
 """What of a gradient graph onnxruntime can run on CUDA, and does.
 
-Which operators have no kernel is read from onnxruntime's docs/OperatorKernels.md: an entry that
+Which operators have a kernel is read from onnxruntime's docs/OperatorKernels.md: an entry that
 ends at an opset, "[11, 12]", is all there is for the versions after it, and one that is open,
 "13+", fits models whose operator has that very since-version, not a later one.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from gradient_checks import model, weight
 
 import jr_onnx as jr
 from jr_onnx.autodiff import input_gradient
+from jr_onnx.autodiff.registry import registered
 
-# Opsets, both ends included, at which the operator has no kernel. docs/gradients.md has the same.
-NEWEST = 99
-WITHOUT_KERNEL: dict[str, tuple[tuple[int, int], ...]] = {
-    "OneHot": ((9, 10),), "Sign": ((9, 12),),
-    **dict.fromkeys(("Equal", "Pad", "Size"), ((19, NEWEST),)),
-    **dict.fromkeys(("ConstantOfShape", "ReduceMax"), ((20, NEWEST),)),
-    **dict.fromkeys(("Flatten", "Identity"), ((21, NEWEST),)),
-    **dict.fromkeys((
-        "ConvTranspose", "Cos", "Dropout", "Elu", "GlobalAveragePool", "GlobalMaxPool",
-        "InstanceNormalization", "MaxPool", "Round", "Selu", "Sin", "Softplus", "Softsign",
-        "ThresholdedRelu",
-    ), ((22, NEWEST),)),
-    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), ((23, NEWEST),)),
-    **dict.fromkeys((
-        "Cast", "Reshape", "Shape", "Squeeze", "TopK", "Transpose", "Unsqueeze",
-    ), ((24, NEWEST),)),
-}  # fmt: skip
+REPOSITORY = Path(__file__).resolve().parents[1]
+NEWEST = onnx.defs.onnx_opset_version()
+# The since-version of the open entry of each operator: of the CUDA entries of ai.onnx, those that a
+# model or a gradient may have. What is not here has none.
+# fmt: off
+OPEN = {
+    1: "GlobalAveragePool GlobalMaxPool Not RandomNormalLike RandomUniformLike Softplus Softsign",
+    6: "Elu InstanceNormalization Selu",
+    7: "And Cos Or Sin Xor",
+    9: "ConstantOfShape EyeLike Scatter Shrink Upsample",
+    10: "ReverseSequence ThresholdedRelu",
+    11: "Compress ConvTranspose OneHot Range Round TopK",
+    12: "Einsum MaxPool",
+    13: "Abs ArgMax ArgMin Ceil Clip Concat DepthToSpace Dropout Equal Erf Exp Expand Flatten "
+        "Floor Gather GatherElements GatherND Gemm Greater LRN Less Log LogSoftmax MatMul Max Min "
+        "Mod Neg NonZero Reciprocal ReduceSum Sigmoid Sign Size Slice Softmax SpaceToDepth "
+        "Sqrt Sum Tanh Tile",
+    14: "Add CumSum Div Mul Relu Sub Trilu",
+    15: "BatchNormalization Pow",
+    16: "GreaterOrEqual LeakyRelu LessOrEqual PRelu Where",
+    17: "LayerNormalization",
+    18: "Pad ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
+        "ReduceProd ReduceSumSquare ScatterElements ScatterND Split",
+    19: "Identity If Loop Resize Scan",
+    20: "Gelu IsInf IsNaN",
+    21: "DequantizeLinear QuantizeLinear",
+    22: "AveragePool Conv HardSigmoid HardSwish",
+    23: "Cast RMSNormalization Reshape RotaryEmbedding Shape Squeeze Transpose Unsqueeze",
+    24: "Attention",
+}
+# fmt: on
+NEWEST_KERNEL = {name: since for since, names in OPEN.items() for name in names.split()}
+# Where the first kernel is younger than the operator.
+OLDEST_KERNEL = {"OneHot": 11, "Sign": 13}
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "convolutions": (
         "a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, k1) r = Relu(a) "
@@ -75,7 +97,10 @@ def _net(name: str, opset: int) -> jr.Model:
 
 
 def _is_missing(op_type: str, opset: int) -> bool:
-    return any(first <= opset <= last for first, last in WITHOUT_KERNEL.get(op_type, ()))
+    if op_type == "Constant":  # becomes a weight
+        return False
+    since = int(onnx.defs.get_schema(op_type, opset).since_version)
+    return not OLDEST_KERNEL.get(op_type, 0) <= since <= NEWEST_KERNEL.get(op_type, 0)
 
 
 def _lacking(source: jr.Model) -> tuple[set[str], set[str]]:
@@ -98,6 +123,60 @@ def test_what_has_no_kernel_is_avoided(name: str, opset: int) -> None:
 @pytest.mark.parametrize("jump", JUMPS)
 def test_what_has_no_kernel_is_avoided_for_the_sample(lenet: jr.Model, jump: float) -> None:
     assert _lacking(jr.retrofit(lenet, jump=jump).model) == (set(), set())
+
+
+@pytest.fixture(scope="module")
+def architectures() -> Iterator[Any]:
+    pytest.importorskip("torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "tools"))
+        yield importlib.import_module("architectures")
+
+
+ARCHITECTURES = ("LeNet", "ResNet-20", "MobileNetV2", "VGG-11", "ViT")
+
+
+def _architecture(architectures: Any, name: str) -> tuple[jr.Model, Any]:
+    image = architectures.ARCHITECTURES[name].image
+    source = architectures.exported(architectures.network(name), image)
+    x = np.random.default_rng(0).uniform(size=(3, *image)).astype(np.float32)
+    return source, x
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_node_of_an_architecture_has_a_kernel(architectures: Any, name: str) -> None:
+    assert _lacking(_architecture(architectures, name)[0]) == (set(), set())
+
+
+def _opsets(spelled: str) -> set[int]:
+    """Reads `9, 10`, `9 to 12`, `from 19 on`, `any`."""
+    numbers = [int(number) for number in re.findall(r"\d+", spelled)]
+    if spelled == "any":
+        return set(range(9, NEWEST + 1))
+    if " on" in spelled:
+        return set(range(numbers[0], NEWEST + 1))
+    return set(range(numbers[0], numbers[1] + 1)) if " to " in spelled else set(numbers)
+
+
+def test_the_page_says_what_has_no_kernel() -> None:
+    page = (REPOSITORY / "docs" / "gradients.md").read_text().split("## On CUDA")[1]
+    rows = re.findall(r"^\| (`.*`) \| (.*) \|$", page.split("\n## ")[0], re.MULTILINE)
+    told: dict[str, set[int]] = {}
+    for names, opsets in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            told[name] = told.get(name, set()) | _opsets(opsets)
+    ours = {"Equal", "ConstantOfShape", "OneHot", "Round", "Shape", "Sign", "Size"}
+    for op_type in ours | {name for domain, name, _ in registered() if not domain}:
+        missing = set()
+        for opset in range(9, NEWEST + 1):
+            try:
+                schema = onnx.defs.get_schema(op_type, opset)
+            except onnx.defs.SchemaError:
+                continue
+            if not schema.deprecated and _is_missing(op_type, opset):
+                missing.add(opset)
+        there = {at for at in told.get(op_type, set()) if onnx.defs.has(op_type, at, "")}
+        assert there == missing, op_type
 
 
 def _on_the_cpu(source: jr.Model, x: Any, folder: Path) -> list[str]:
@@ -155,6 +234,14 @@ def test_no_node_of_the_sample_falls_back(
 ) -> None:
     x = np.random.default_rng(0).uniform(size=(3, 1, 28, 28)).astype(np.float32)
     assert _on_the_cpu(jr.retrofit(lenet, jump=jump).model, x, tmp_path) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_node_of_an_architecture_falls_back(
+    cuda: None, architectures: Any, name: str, tmp_path: Path
+) -> None:
+    assert _on_the_cpu(*_architecture(architectures, name), tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def _is_product(call: Call, name: str) -> bool:
     node = call.made(name)
     if node is not None and node.op_type in ("Mul", "Div"):
         return any(_is_product(call, each) for each in node.input)
-    return node is not None and node.op_type in ("MatMul", "Gemm")
+    return node is not None and node.op_type == "MatMul"
 
 
 @vjp("LogSoftmax", 1, 11, 13)

@@ -106,7 +106,9 @@ class _Finder:
 
     def _number(self, name: str) -> float | None:
         value = self._constant(name)
-        if value is None or value.size != 1 or value.dtype.kind != "f" or not value.any():
+        # With more axes it would give x more axes, too.
+        one = value is not None and value.size == 1 and value.ndim < 2 and value.dtype.kind == "f"
+        if value is None or not one or not value.any():
             return None
         return float(value.reshape(-1)[0])
 

@@ -60,8 +60,7 @@ def global_lp_pool(call: Call) -> str:
 @vjp("AveragePool", 7, 10, 11, 19, 22)
 def average_pool(call: Call) -> str:
     """The mean over a window, of all its elements or only those that are no padding."""
-    windows = Windows.of(call, list(call.attribute("kernel_shape")))
-    ceil = bool(call.attribute("ceil_mode", 0))
+    windows, ceil = _windows(call)
     share = call.emit.op("Mul", call.g, _share(call, windows, ceil=ceil))
     return _spread_evenly(call, share, windows, ceil=ceil)
 
@@ -69,10 +68,9 @@ def average_pool(call: Call) -> str:
 @vjp("LpPool", 2, 11, 18, 22)
 def lp_pool(call: Call) -> str:
     """The p-norm over a window."""
-    windows = Windows.of(call, list(call.attribute("kernel_shape")))
+    windows, ceil = _windows(call)
     outer, inner = norm_slope(call, call.x, call.y, call.attribute("p", 2))
     scaled = call.emit.op("Mul", call.g, outer) if outer else call.g
-    ceil = bool(call.attribute("ceil_mode", 0))
     return call.emit.op("Mul", inner, _spread_evenly(call, scaled, windows, ceil=ceil))
 
 
@@ -88,6 +86,7 @@ def max_pool(call: Call) -> str:
     each axis shares none: each such subset is scattered by itself, and the results are added.
     """
     emit = call.emit
+    _windows(call)
     if tiles := _tiles(call):
         return _first_maxima(call, *tiles)
     _count_by_rows(call)
@@ -106,6 +105,26 @@ def max_pool(call: Call) -> str:
         parts = [scattered(some(indices), some(call.g)) for some in subsets]
         flat = emit.op("Sum", *parts)
     return emit.reshape_like(flat, call.x)
+
+
+def _windows(call: Call) -> tuple[Windows, bool]:
+    """Returns the windows, and whether the last may hang over.
+
+    Raises:
+        NotImplementedError: onnx infers more of them than there are, as it does before opset 22
+            where the last would begin in the padding, and onnxruntime computes with that.
+    """
+    windows = Windows.of(call, list(call.attribute("kernel_shape")))
+    ceil = bool(call.attribute("ceil_mode", 0))
+    size, inferred = call.shape(call.x)[2:], list(call.shape(call.y)[2:])
+    if ceil and windows.pads and all(isinstance(length, int) for length in (*size, *inferred)):
+        number = windows.count(size, windows.pads, ceil=True)
+        if number != inferred:
+            raise NotImplementedError(
+                f"with ceil_mode onnx infers {inferred} windows, there are {number}: take opset 22 "
+                "or newer, or no ceil_mode"
+            )
+    return windows, ceil
 
 
 def _tiles(call: Call) -> tuple[list[int], list[int]] | None:
