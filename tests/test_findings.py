@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 import jr_onnx as jr
 from jr_onnx.attacks import FGSM, PGD, Square, Transfer
+from jr_onnx.findings import of_the_model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import Suite, Trial
 
@@ -85,6 +86,14 @@ def test_a_saturated_softmax_is_flagged(
         one=1.0,
     )
     assert "JR008" in _rules(broken, mnist, threat)
+    told = of_the_model(jr.Target(broken, device="cpu"), mnist.x[:5])
+    assert [each.rule for each in told] == ["JR006"]
+    assert "outputs are probabilities, and no softmax was recognised" in told[0].message
+
+
+def test_a_recognised_softmax_is_no_finding(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    ending = _with_tail(lenet, [helper.make_node("Softmax", ["z"], ["out"], axis=1)])
+    assert of_the_model(jr.Target(ending, device="cpu"), mnist.x[:5]) == ()
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
