@@ -47,7 +47,9 @@ def _rules(model: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel = THREAT) 
     return {finding.rule for finding in found.findings if finding.level == "error"}
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+@pytest.mark.parametrize(
+    "threat", [*BALLS, jr.ThreatModel(norm="l1", epsilon=15)], ids=lambda threat: str(threat.norm)
+)
 def test_an_honest_model_is_not_flagged(
     lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
 ) -> None:
@@ -202,6 +204,31 @@ def test_a_transfer_that_breaks_what_the_gradient_did_not_is_flagged(
     )
     flagged = {each.rule for each in found.findings if each.level == "error"}
     assert flagged & {"JR004", "JR006"}
+
+
+def test_transfers_from_an_original_that_is_lost_are_left_out(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    proto = jr.retrofit(lenet, jump=1.0).model.parse()
+    proto.graph.node[0].name = "edited"
+    suite = Suite(
+        "two",
+        (
+            Trial(name="pgd", attack=PGD(steps=10)),
+            Trial(name="transfer", attack=PGD(steps=10), source=0.5),
+        ),
+    )
+    found = jr.evaluate(
+        jr.Model(proto.SerializeToString()),
+        mnist.x[:10],
+        mnist.y[:10],
+        threat=THREAT,
+        suite=suite,
+        baseline=lenet,
+        device="cpu",
+    )
+    assert [model.left_out for model in found.models] == [(), ("transfer",)]
+    assert any("transfer were left out, there is no original" in f.message for f in found.findings)
 
 
 def test_transfer_searches_on_its_source(lenet: jr.Model, mnist: jr.Dataset) -> None:

@@ -34,7 +34,7 @@ from jr_onnx.cli.options import (
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data, steps_for
 from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
-from jr_onnx.errors import ParameterError
+from jr_onnx.errors import NotRetrofittedError, ParameterError
 from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
 from jr_onnx.evaluate import evaluate as run_suite
 from jr_onnx.examples import AdversarialExamples, check_images
@@ -196,7 +196,10 @@ def evaluate(
     )
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     if before is None and rewrite.jumps_of(loaded):
-        before = rewrite.original_of(loaded)
+        try:
+            before = rewrite.original_of(loaded)
+        except NotRetrofittedError as error:
+            raise NotRetrofittedError(f"{error}. Or name the original with --baseline") from error
     shared: Any = {
         "threat": threat,
         "suite": suite,
