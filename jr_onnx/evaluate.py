@@ -48,7 +48,7 @@ class ModelEvaluation:
         outcomes: by name of the trial.
         findings: what makes its figures doubtful.
         complete: whether it went through the whole suite; its figures are too good if not.
-        left_out: names of the trials that need a gradient, of a model without one.
+        left_out: names of the trials that could not be run: no gradient, nothing to transfer from.
     """
 
     role: str
@@ -187,7 +187,7 @@ class Evaluation:
     def naive_gain(self) -> Gain | None:
         """Gain under attacks on the model's own gradient; None where there is no comparison.
 
-        That is, for one model, after an interruption, where a model has no gradient, or the
+        That is, for one model, after an interruption, where trials were left out, or the
         baseline is not the original. A
         discontinuity such as the jump can mislead these attacks (gradient masking).
         """
@@ -255,7 +255,7 @@ class Evaluation:
         return Gain.of(first, second)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the result, schema `jr-onnx/evaluation/1`."""
+        """Returns the result, schema `jr-onnx/evaluation/1`; the command line adds `tool`."""
         naive, adaptive = self.naive_gain, self.adaptive_gain
         return {
             "schema": "jr-onnx/evaluation/1",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jr_onnx.errors import DataError
+from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.evaluate import Evaluation
 from jr_onnx.model import write_atomically
 
@@ -49,10 +49,15 @@ class AdversarialExamples:
         Args:
             evaluation: what was tried.
             y: int `(samples,)`, the labels.
+
+        Raises:
+            ParameterError: the evaluation was told not to keep them.
         """
         model = evaluation.models[-1]
         x_adv, broken = evaluation.x.copy(), np.zeros(len(y), bool)
         for outcome in model.outcomes.values():
+            if len(outcome.result.x_adv) < len(outcome.indices):
+                raise ParameterError("the evaluation has none: it ran with keep_examples=False")
             new = outcome.result.correct & ~outcome.robust[outcome.indices]
             new &= ~broken[outcome.indices]
             x_adv[outcome.indices[new]] = outcome.result.x_adv[new]

@@ -19,8 +19,8 @@ import numpy as np
 
 from jr_onnx import rewrite
 from jr_onnx.attacks import APGD, FGSM, IFGSM, MIFGSM, NORMS, PGD, ThreatModel
-from jr_onnx.errors import JrOnnxError
-from jr_onnx.health import gradient_health
+from jr_onnx.errors import JrOnnxError, ModelError
+from jr_onnx.health import are_probabilities, gradient_health
 from jr_onnx.model import Model
 from jr_onnx.model.differences import Difference, compare_fields, compare_repeated
 from jr_onnx.model.external import data_file, first_difference, locations
@@ -76,7 +76,8 @@ def of_the_model(target: Target, x: Array) -> tuple[Finding, ...]:
     """
     found = []
     x = x[:_LOOKED_AT]
-    if not np.allclose(target.logits(x), target.logits(x), rtol=1e-3, atol=1e-3):
+    outputs = target.logits(x)
+    if not np.allclose(outputs, target.logits(x), rtol=1e-3, atol=1e-3):
         found.append(
             Finding(
                 "JR005",
@@ -94,7 +95,24 @@ def of_the_model(target: Target, x: Array) -> tuple[Finding, ...]:
                 "nor an accuracy means anything. Fix the batch to 1, or take the coupling out",
             )
         )
+    if are_probabilities(outputs) and _ends_in_logits(target):
+        found.append(
+            Finding(
+                "JR006",
+                "warning",
+                "the outputs are probabilities, and no softmax was recognised at the end of the "
+                "model, so attacks follow these instead of the logits, and may stall where it is "
+                "sure: export the logits",
+            )
+        )
     return _named(target, found)
+
+
+def _ends_in_logits(target: Target) -> bool:
+    try:
+        return target.gradient().ending == "logits"
+    except ModelError:  # no gradient, so nothing follows it
+        return False
 
 
 def of_the_data(target: Target, x: Array, y: Array, correct: Array) -> tuple[Finding, ...]:
@@ -373,7 +391,7 @@ def _of_the_blind(outcomes: Mapping[str, Outcome], correct: Array) -> list[Findi
     found = []
     for name, outcome in outcomes.items():
         extra = int((left & ~outcome.robust).sum())
-        if outcome.trial.gradient in _BLIND and extra > _TOLERANCE * correct.sum():
+        if outcome.trial.gradient in _BLIND and extra > max(_TOLERANCE * correct.sum(), 1):
             found.append(
                 Finding(
                     "JR004",

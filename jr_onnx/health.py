@@ -103,7 +103,7 @@ def _why_vanished(
             "the jumps are in the way of the gradient of {} examples, which is not zero where they "
             "let everything pass: attack with a surrogate slope, say soft:30% or a wider one",
         )
-    if left.any() and graph.ending == "logits" and _are_probabilities(target.logits(x[left])):
+    if left.any() and graph.ending == "logits" and are_probabilities(target.logits(x[left])):
         explain(
             left.copy(),
             "the outputs at {} examples are probabilities so close to 0 and 1 that no gradient is "
@@ -122,6 +122,7 @@ def _flows(target: Target, x: Array, y: Array, surrogate: Surrogates) -> Array:
     return np.asarray(gradient.reshape(len(x), -1).any(axis=1))
 
 
-def _are_probabilities(outputs: Array) -> bool:
+def are_probabilities(outputs: Array) -> bool:
+    """Whether outputs, `(batch, classes)`, look like those of a softmax."""
     sums = outputs.astype(np.float64).sum(axis=1)
     return bool((outputs >= 0).all() and np.abs(sums - 1).max() < 1e-2)

@@ -15,7 +15,7 @@ from jr_onnx import rewrite
 from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
 from jr_onnx.attacks.attack import Counts
 from jr_onnx.checkpoint import Checkpoint, digest
-from jr_onnx.errors import ModelError
+from jr_onnx.errors import ModelError, RewriteError
 from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model
 from jr_onnx.model import Model
 from jr_onnx.suites import Outcome, Suite, Trial
@@ -64,7 +64,7 @@ class ModelRun:
         naive: bool `(samples,)`, robust to the attacks on its own gradient so far.
         robust: bool `(samples,)`, robust to all attacks so far.
         outcomes: by name of the trial.
-        left_out: names of the trials that need a gradient, of a model without one.
+        left_out: names of the trials that could not be run: no gradient, nothing to transfer from.
         findings: what makes its figures doubtful.
         complete: whether the whole suite was tried, and the diagnosis made.
     """
@@ -87,9 +87,21 @@ class ModelRun:
             self.findings += of_the_data(target, job.x, job.y, self.correct)
         self.complete = False
         if any(trial.attack.uses_gradients for trial in job.suite.trials):
-            self._leave_out()
+            self._need_a_gradient()
+        if self.jumps and any(trial.source is not None for trial in job.suite.trials):
+            self._need_an_original()
 
-    def _leave_out(self) -> None:
+    def _need_an_original(self) -> None:
+        """Leaves out what transfers from a hardened model's original, where that is lost."""
+        try:
+            rewrite.original_of(self.target.model)
+        except RewriteError as error:
+            names = tuple(each.name for each in self._job.suite.trials if each.source is not None)
+            self.left_out += tuple(name for name in names if name not in self.left_out)
+            message = f"{', '.join(names)} were left out, there is no original to attack: {error}"
+            self.findings += (Finding("JR005", "warning", message),)
+
+    def _need_a_gradient(self) -> None:
         """Leaves out the trials that need a gradient where the model has none.
 
         Raises:

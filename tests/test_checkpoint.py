@@ -13,7 +13,7 @@ import pytest
 import jr_onnx as jr
 from jr_onnx.attacks import PGD, Attack
 from jr_onnx.checkpoint import Checkpoint
-from jr_onnx.errors import DataError, OutputError
+from jr_onnx.errors import DataError, OutputError, ParameterError
 from jr_onnx.evaluate import EvaluationInterrupted
 from jr_onnx.examples import AdversarialExamples
 from jr_onnx.suites import Suite, Trial
@@ -155,6 +155,20 @@ def test_adversarial_examples_are_read_as_they_were_written(
     assert again.about == json.loads(json.dumps(examples.about))
     with pytest.raises(OutputError):
         examples.save(path)
+
+
+def test_examples_that_were_not_kept_are_told(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    found = jr.evaluate(
+        lenet,
+        mnist.x[:2],
+        mnist.y[:2],
+        threat=THREAT,
+        suite=THREE,
+        device="cpu",
+        keep_examples=False,
+    )
+    with pytest.raises(ParameterError, match="ran with keep_examples=False"):
+        AdversarialExamples.of(found, mnist.y[:2])
 
 
 def test_what_is_no_file_of_adversarial_examples_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from classifiers import Folded, Linear, points, random_linear
 import jr_onnx as jr
 from jr_onnx.attacks import FGSM, PGD, Attack, Classifier, DeepFool, ThreatModel
 from jr_onnx.cli import run
-from jr_onnx.curves import MinimumEpsilon, between, minimum_epsilon, robustness_curve
+from jr_onnx.curves import (
+    CurveInterrupted,
+    MinimumEpsilon,
+    between,
+    minimum_epsilon,
+    robustness_curve,
+)
 from jr_onnx.errors import DataError, ParameterError
+from jr_onnx.report.curves import curve_verdict
 from jr_onnx.statistics import wilson
 from jr_onnx.suites import Suite, Trial, adaptive, naive
 
@@ -314,3 +322,35 @@ def test_results_are_frozen(linear: Any) -> None:
     assert isinstance(found, MinimumEpsilon)
     with pytest.raises(AttributeError):
         found.seconds = 0.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_an_interrupted_curve_keeps_its_epsilons(
+    lenet: jr.Model, mnist: jr.Dataset, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    curves = sys.modules["jr_onnx.curves"]
+    evaluate, ran = curves.evaluate, [0]
+
+    def counted(*args: Any, **options: Any) -> Any:
+        ran[0] += 1
+        if ran[0] > finished:
+            raise KeyboardInterrupt
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(curves, "evaluate", counted)
+    with pytest.raises(CurveInterrupted) as caught:
+        robustness_curve(
+            lenet,
+            mnist.x[:10],
+            mnist.y[:10],
+            threat=ThreatModel(epsilon=0.1),
+            epsilons=(0.01, 0.05, 0.1),
+            suite=naive(steps=2),
+            device="cpu",
+        )
+    partial = caught.value.partial
+    assert (partial is None) == (finished == 0)
+    if partial is not None:
+        assert partial.epsilons == (0.01, 0.05)
+        assert partial.to_json()["complete"] is False
+        assert curve_verdict(partial).startswith("Interrupted: ")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import jr_onnx as jr
-from jr_onnx.attacks import FGSM, PGD, DeepFool, ThreatModel
+from jr_onnx import report
+from jr_onnx.attacks import FGSM, PGD, Attack, DeepFool, ThreatModel
 from jr_onnx.errors import DataError, ParameterError
+from jr_onnx.evaluate import EvaluationInterrupted
 from jr_onnx.statistics import mcnemar, wilson
 from jr_onnx.suites import Suite, Trial, adaptive, naive
 
@@ -175,3 +179,141 @@ def test_a_search_without_a_ball_is_no_error(lenet: jr.Model, mnist: jr.Dataset)
         device="cpu",
     )
     assert found.models[0].robust_accuracy == 0
+
+
+def _steps(*steps: int) -> Suite:
+    return Suite(
+        "steps", tuple(Trial(name=f"pgd-{each}", attack=PGD(steps=each)) for each in steps)
+    )
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
+    """Presses Ctrl-C in the next attack."""
+    run, ran = Attack.run, [0]
+
+    def counted(self: Attack, *args: Any, **options: Any) -> Any:
+        ran[0] += 1
+        if ran[0] > runs:
+            raise KeyboardInterrupt
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Attack, "run", counted)
+
+
+def _lines(evaluation: jr.Evaluation) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(report.evaluation_table(evaluation))
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("runs", "trials"),
+    # Both models take turns, so that they have the same trials but for one.
+    [(0, [0, 0]), (1, [1, 0]), (2, [1, 1]), (3, [2, 1]), (6, [3, 3])],
+)
+def test_an_interruption_keeps_what_is_finished_and_claims_no_more(
+    lenet: jr.Model,
+    mnist: jr.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: int,
+    trials: list[int],
+) -> None:
+    _stop_after(monkeypatch, runs)
+    with pytest.raises(EvaluationInterrupted) as caught:
+        jr.evaluate(
+            jr.retrofit(lenet, jump=1.0).model,
+            mnist.x[:20],
+            mnist.y[:20],
+            threat=ThreatModel(epsilon=0.05),
+            suite=_steps(1, 2, 3),
+            baseline=lenet,
+            device="cpu",
+        )
+    partial = caught.value.partial
+    assert [len(model.outcomes) for model in partial.models] == trials
+    document = partial.to_json()
+    assert not document["complete"]
+    assert [model["complete"] for model in document["models"]] == [False, False]
+    assert document["gain"] == {"naive": None, "adaptive": None}
+    for model in partial.models:
+        left = model.correct.copy()
+        for outcome in model.outcomes.values():
+            left &= outcome.robust
+        assert np.array_equal(model.robust, left)
+    lines = "\n".join(_lines(partial))
+    assert "original, interrupted" in lines
+    assert "retrofitted, interrupted" in lines
+    assert "change" not in lines
+    assert ("worst case so far" in lines) == (trials[0] > 1)
+    for number in range(3):
+        assert (f"pgd-{number + 1}" in lines) == (trials[0] > number)
+    row = next((line for line in lines.splitlines() if f"pgd-{trials[0]}" in line), "")
+    assert row.count("%") == (trials[0] > 0) + (trials[1] == trials[0] > 0)
+    assert report.verdict(partial).startswith("Interrupted: ")
+
+
+def test_the_seed_of_a_trial_does_not_depend_on_the_turns(
+    evaluation: jr.Evaluation, lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    alone = jr.evaluate(
+        lenet,
+        mnist.x[:200],
+        mnist.y[:200],
+        threat=ThreatModel(epsilon=0.1),
+        suite=naive(steps=10),
+        device="cpu",
+    )
+    assert np.array_equal(alone.models[0].robust, evaluation.models[0].robust)
+
+
+def test_parts_and_a_file_give_what_memory_gives(
+    lenet: jr.Model, mnist: jr.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    path = tmp_path / "digits.npz"
+    np.savez(path, x=mnist.x[:50], y=mnist.y[:50])
+
+    def run(**options: Any) -> jr.Evaluation:
+        data = jr.load_npz(path)
+        return jr.evaluate(
+            lenet,
+            data.x,
+            data.y,
+            threat=ThreatModel(epsilon=0.1),
+            suite=_steps(2, 5),
+            device="cpu",
+            batch_size=8,
+            **options,
+        )
+
+    whole = run()
+    dataset, runs = sys.modules["jr_onnx.data.dataset"], sys.modules["jr_onnx.runs"]
+    monkeypatch.setattr(dataset, "_IN_MEMORY", 0)
+    monkeypatch.setattr(runs, "_PART_BYTES", 20 * mnist.x[0].nbytes)
+    parts = run(keep_examples=False)
+    assert isinstance(parts.x, np.memmap)
+    assert np.array_equal(parts.x, whole.x)
+    for ours, theirs in zip(
+        parts.models[0].outcomes.values(), whole.models[0].outcomes.values(), strict=True
+    ):
+        assert len(ours.result.x_adv) == 0
+        assert len(theirs.result.x_adv) == len(theirs.indices)
+        assert np.array_equal(ours.robust, theirs.robust)
+        for key in ("counts", "distance"):
+            assert np.array_equal(getattr(ours.result, key), getattr(theirs.result, key))
+        assert {**ours.to_json(), "seconds": 0} == {**theirs.to_json(), "seconds": 0}
+
+
+def test_no_room_for_the_examples_is_told(
+    mnist: jr.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    import shutil
+
+    np.savez(tmp_path / "digits.npz", x=mnist.x[:50], y=mnist.y[:50])
+    monkeypatch.setattr(sys.modules["jr_onnx.data.dataset"], "_IN_MEMORY", 0)
+    used = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used)
+    with pytest.raises(DataError, match=r"50 examples take 0.0 GiB, .* Set TMPDIR"):
+        jr.load_npz(tmp_path / "digits.npz")

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 import jr_onnx as jr
 from jr_onnx.attacks import FGSM, PGD, Square, Transfer
+from jr_onnx.findings import of_the_model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import Suite, Trial
 
@@ -85,6 +86,14 @@ def test_a_saturated_softmax_is_flagged(
         one=1.0,
     )
     assert "JR008" in _rules(broken, mnist, threat)
+    told = of_the_model(jr.Target(broken, device="cpu"), mnist.x[:5])
+    assert [each.rule for each in told] == ["JR006"]
+    assert "outputs are probabilities, and no softmax was recognised" in told[0].message
+
+
+def test_a_recognised_softmax_is_no_finding(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    ending = _with_tail(lenet, [helper.make_node("Softmax", ["z"], ["out"], axis=1)])
+    assert of_the_model(jr.Target(ending, device="cpu"), mnist.x[:5]) == ()
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
@@ -193,6 +202,31 @@ def test_a_transfer_that_breaks_what_the_gradient_did_not_is_flagged(
     )
     flagged = {each.rule for each in found.findings if each.level == "error"}
     assert flagged & {"JR004", "JR006"}
+
+
+def test_transfers_from_an_original_that_is_lost_are_left_out(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    proto = jr.retrofit(lenet, jump=1.0).model.parse()
+    proto.graph.node[0].name = "edited"
+    suite = Suite(
+        "two",
+        (
+            Trial(name="pgd", attack=PGD(steps=10)),
+            Trial(name="transfer", attack=PGD(steps=10), source=0.5),
+        ),
+    )
+    found = jr.evaluate(
+        jr.Model(proto.SerializeToString()),
+        mnist.x[:10],
+        mnist.y[:10],
+        threat=THREAT,
+        suite=suite,
+        baseline=lenet,
+        device="cpu",
+    )
+    assert [model.left_out for model in found.models] == [(), ("transfer",)]
+    assert any("transfer were left out, there is no original" in f.message for f in found.findings)
 
 
 def test_transfer_searches_on_its_source(lenet: jr.Model, mnist: jr.Dataset) -> None:

@@ -32,15 +32,16 @@ from jr_onnx.cli.options import (
     Quiet,
     Seed,
 )
-from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
+from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data, steps_for
 from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
-from jr_onnx.errors import ParameterError
+from jr_onnx.errors import NotRetrofittedError, ParameterError
 from jr_onnx.evaluate import Evaluation, EvaluationInterrupted, check_fit
 from jr_onnx.evaluate import evaluate as run_suite
 from jr_onnx.examples import AdversarialExamples, check_images
 from jr_onnx.findings import Finding
-from jr_onnx.model import load, require_writable
+from jr_onnx.model import Model, load, require_writable
 from jr_onnx.model.external import data_files
+from jr_onnx.preprocess import normalized
 from jr_onnx.report.curves import curve_table, curve_verdict
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
@@ -99,8 +100,10 @@ def attack(
     require_json(json, force=force)
     if data is None:
         assert replay is not None
-        target = Target(loaded, device=device, batch_size=batch_size, output=output_name)
-        _replay(target, replay, json, force)
+        steps = steps_for(loaded, preprocess, mean, std)
+        seen = normalized(loaded, steps.mean, steps.std, layout=steps.layout)
+        target = Target(seen, device=device, batch_size=batch_size, output=output_name)
+        _replay(loaded, target, replay, json, force)
         return
     examples = open_data(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
@@ -193,7 +196,10 @@ def evaluate(
     )
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     if before is None and rewrite.jumps_of(loaded):
-        before = rewrite.original_of(loaded)
+        try:
+            before = rewrite.original_of(loaded)
+        except NotRetrofittedError as error:
+            raise NotRetrofittedError(f"{error}. Or name the original with --baseline") from error
     shared: Any = {
         "threat": threat,
         "suite": suite,
@@ -254,8 +260,8 @@ def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
     say(verdict)
 
 
-def _replay(target: Target, path: Path, json: Path | None, force: bool) -> None:
-    examples, model = AdversarialExamples.load(path), target.model
+def _replay(model: Model, target: Target, path: Path, json: Path | None, force: bool) -> None:
+    examples = AdversarialExamples.load(path)
     check_fit(target, examples.x_adv, examples.y)
     clean = target.logits(examples.x).argmax(axis=1) == examples.y
     attacked = target.logits(examples.x_adv).argmax(axis=1) == examples.y

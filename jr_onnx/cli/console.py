@@ -59,6 +59,8 @@ def bars(samples: int, *, quiet: bool) -> Iterator[Told]:
             if key not in tasks:
                 tasks[key] = progress.add_task(f"{attack} on the {role} model", total=samples)
             progress.advance(tasks[key], done)
+            if progress.tasks[tasks[key]].finished:  # thirty bars would fill the screen
+                progress.update(tasks[key], visible=False)
 
         yield told
 

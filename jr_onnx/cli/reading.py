@@ -116,7 +116,7 @@ def open_data(
         ParameterError: an option makes no sense.
         DataError: the data cannot be used.
     """
-    steps = _steps(model, preprocess or (), mean, std)
+    steps = steps_for(model, preprocess, mean, std)
     data = load_data(path, preprocessing=steps, limit=samples, seed=seed)
     if samples is not None and samples > len(data):
         warn(f"--samples {samples}: {path} has {len(data)}, and all are used")
@@ -125,9 +125,15 @@ def open_data(
     return Examples(data, steps)
 
 
-def _steps(
-    model: Model, preprocess: Sequence[str], mean: str | None, std: str | None
+def steps_for(
+    model: Model, preprocess: Sequence[str] | None, mean: str | None, std: str | None
 ) -> Preprocessing:
+    """Returns what comes between data and model, by the options and the model itself.
+
+    Raises:
+        ParameterError: an option makes no sense.
+    """
+    preprocess = preprocess or ()
     files = [text for text in preprocess if "=" not in text]
     if len(files) > 1:
         raise ParameterError(f"--preprocess takes one file, got {', '.join(files)}")
