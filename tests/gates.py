@@ -107,6 +107,11 @@ def run_gate(folder: Path, say: Callable[[], str], *arguments: str) -> Reports:
     result = json.loads((folder / "gate.json").read_bytes())
     schema = json.loads((SCHEMAS / "gate-1.json").read_bytes())
     jsonschema.Draft202012Validator(schema).validate(result)
+    evaluated = json.loads((SCHEMAS / "evaluation-1.json").read_bytes())
+    for model in result["models"]:
+        if model["evaluation"] is not None:
+            document = {**model["evaluation"], "tool": result["tool"]}
+            jsonschema.Draft202012Validator(evaluated).validate(document)
     cases = ET.parse(xml).getroot().iter("testcase")
     return Reports(
         code=code,

@@ -39,8 +39,8 @@ def test_inputs_reach_scripts_by_the_environment_only(action: dict[str, Any]) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="a script for bash")
 def test_its_script_keeps_the_code_and_the_reports(action: dict[str, Any], here: Path) -> None:
     (here / "jr-onnx.toml").write_text(CONFIG)  # net.jr.onnx is missing
-    tools = here / "jr-onnx" / "bin"
-    tools.mkdir(parents=True)
+    tools = here / "bin"
+    tools.mkdir()
     (tools / "jr-onnx").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jr_onnx "$@"\n')
     (tools / "jr-onnx").chmod(0o755)
     step = next(step for step in action["runs"]["steps"] if step.get("id") == "gate")
@@ -48,7 +48,7 @@ def test_its_script_keeps_the_code_and_the_reports(action: dict[str, Any], here:
         "CONFIG": "jr-onnx.toml",
         "ARGS": "--device cpu",
         "REPORTS": "reports of the gate",
-        "RUNNER_TEMP": str(here),
+        "BIN": str(tools),
         "GITHUB_OUTPUT": str(here / "output"),
         "GITHUB_STEP_SUMMARY": str(here / "summary"),
         "PYTHONPATH": str(REPOSITORY),

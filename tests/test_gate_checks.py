@@ -20,7 +20,7 @@ from jr_onnx.gate.baseline import Earlier
 from jr_onnx.gate.checks import checks_of
 from jr_onnx.gate.config import BaselineTable, GatesTable
 from jr_onnx.gate.latency import Latency, compare_latency
-from jr_onnx.gate.measure import Measured, measure, size_of
+from jr_onnx.gate.measure import Measured, attack, examine, size_of
 from jr_onnx.gate.subject import alone
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import naive
@@ -294,7 +294,7 @@ def test_a_hardened_model_alone_that_was_edited_is_red_and_not_attacked(lenet: j
     original, edits = alone(jr.Model(proto.SerializeToString()))
     assert original is None
     subject = replace(_measured(lenet, pair=False).subject, edits=edits)
-    measured = measure(subject)
+    measured = attack(examine(subject))
     assert measured.evaluation is None
     check = _one(measured, "gates.verify_equivalent")
     assert check.status is Status.FAIL

@@ -19,6 +19,7 @@ import jr_onnx as jr
 from jr_onnx.errors import ConfigError, DataError, JrOnnxError, ModelError
 from jr_onnx.gate import TEMPLATE, ConfigFile, config_schema
 from jr_onnx.gate.locate import line_of, lines_of
+from jr_onnx.gate.opening import subjects_of
 
 
 @pytest.fixture
@@ -120,6 +121,22 @@ def test_data_in_other_units_is_refused(project: Path, mnist: jr.Dataset) -> Non
     np.savez(project / "test.npz", x=mnist.x[:50] * 255, y=mnist.y[:50])
     (problem,) = _refused(project, CONFIG, DataError)
     assert "outside the bounds [0, 1]" in problem
+
+
+def test_an_original_that_is_hardened_is_refused(project: Path) -> None:
+    (problem,) = _refused(project, CONFIG.replace('"net.onnx"', '"net.jr.onnx"'))
+    assert problem.startswith("jr-onnx.toml:3: models[0].original: ")
+    assert "is hardened itself" in problem
+
+
+def test_paths_are_relative_to_the_configuration(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent)
+    (project / "jr-onnx.toml").write_text(CONFIG)
+    (subject,) = subjects_of(ConfigFile(project / "jr-onnx.toml"))
+    assert subject.model.path == project / "net.jr.onnx"
+    subject.require_contract()
 
 
 def test_a_file_that_is_not_there_says_how_to_make_one(project: Path) -> None:

@@ -170,12 +170,12 @@ def test_what_was_finished_before_an_error_is_kept(
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     judged = iter(_result(_check(Status.FAIL)).models)
 
-    def judge(*_: Any, **__: Any) -> ModelResult:
+    def one(*_: Any) -> ModelResult:
         for model in judged:
             return model
         raise SessionError("no memory left")
 
-    monkeypatch.setattr(import_module("jr_onnx.gate.run"), "judge", judge)
+    monkeypatch.setattr(import_module("jr_onnx.gate.run"), "_judged", one)
     harden(here, jump=0.05)
     second = '[[models]]\nname = "second"\nmodel = "net.onnx"\n\n[data]'
     (here / "jr-onnx.toml").write_text(CONFIG.replace("[data]", second))

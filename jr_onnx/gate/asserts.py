@@ -107,7 +107,6 @@ def assert_robust(
             min_robust_accuracy=at_least, min_adaptive_gain=-1.0, all_sites_retrofitted=False
         ),
     )
-    subject.require_contract()
     result = judge(subject)
     doubtful = (Status.FAIL, Status.INCONCLUSIVE)
     wrong = [check for check in result.checks if check.status in doubtful]

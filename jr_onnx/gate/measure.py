@@ -1,4 +1,4 @@
-"""subject -> all that the gates look at: the cheap first, attacks last, and only if they count."""
+"""subject --examine--> what is cheap to know --attack--> all that the gates look at."""
 
 from __future__ import annotations
 
@@ -36,14 +36,40 @@ class Measured:
     disputed: int = 0
 
 
-def measure(subject: Subject, *, progress: Progress = lambda role, trial, done: None) -> Measured:
-    """Measures what the gates of a subject ask for.
+def examine(subject: Subject) -> Measured:
+    """Measures what needs no attack.
 
-    A model that is not the original with its jumps is not attacked: the attacks start from what it
+    A model that is not the original with its jumps is not run: the attacks start from what it
     claims to be, and its figures would be compared with those of another model.
 
     Args:
         subject: the model, and what it is held to.
+
+    Raises:
+        ModelError: a model has several inputs.
+        ExternalDataError: weights are missing.
+        SessionError: onnxruntime refuses a model or the device.
+    """
+    original, gates = subject.original, subject.gates
+    known = Measured(subject=subject)
+    if original is not None:
+        known = replace(known, without_jump=_without_jump(original, subject.model))
+        if gates.verify_equivalent:
+            known = replace(known, verification=rewrite.verify(original, subject.model))
+    if subject.edits or (known.verification is not None and not known.verification.equivalent):
+        return replace(known, not_attacked="not run: the model is not what it claims to be")
+    if original is not None and gates.max_latency_ratio is not None:
+        x, device = subject.examples.x, subject.evaluation.device
+        latency = compare_latency(original, subject.model, x, device=device)
+        known = replace(known, latency=latency)
+    return known
+
+
+def attack(known: Measured, *, progress: Progress = lambda role, trial, done: None) -> Measured:
+    """Adds the evaluation, of a model that is to be attacked.
+
+    Args:
+        known: what `examine` found.
         progress: told role, trial, and the number of examples just finished.
 
     Raises:
@@ -51,23 +77,10 @@ def measure(subject: Subject, *, progress: Progress = lambda role, trial, done: 
         SessionError: onnxruntime refuses the model or the device.
         EvaluationInterrupted: Ctrl-C.
     """
-    original, gates = subject.original, subject.gates
-    verification = latency = None
-    without_jump: tuple[str, ...] = ()
-    if original is not None:
-        without_jump = _without_jump(original, subject.model)
-        if gates.verify_equivalent:
-            verification = rewrite.verify(original, subject.model)
-        if gates.max_latency_ratio is not None:
-            x, device = subject.examples.x, subject.evaluation.device
-            latency = compare_latency(original, subject.model, x, device=device)
-    known = Measured(
-        subject=subject, verification=verification, without_jump=without_jump, latency=latency
-    )
-    if subject.edits or (verification is not None and not verification.equivalent):
-        return replace(known, not_attacked="not attacked: the model is not what it claims to be")
-    evaluation = _attacked(subject, progress)
-    return replace(known, evaluation=evaluation, disputed=_disputed(subject, evaluation))
+    if known.not_attacked:
+        return known
+    evaluation = _evaluated(known.subject, progress)
+    return replace(known, evaluation=evaluation, disputed=_disputed(known.subject, evaluation))
 
 
 def size_of(model: Model) -> int:
@@ -76,7 +89,7 @@ def size_of(model: Model) -> int:
     return len(model.content) + outside + sum(map(len, model.attachments.values()))
 
 
-def _attacked(subject: Subject, progress: Progress) -> Evaluation:
+def _evaluated(subject: Subject, progress: Progress) -> Evaluation:
     table = subject.evaluation
     return evaluate(
         subject.model,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from jr_onnx import rewrite
 from jr_onnx.attacks import ThreatModel
 from jr_onnx.data import Dataset, load_data
 from jr_onnx.errors import (
@@ -94,6 +95,8 @@ class _Opening:
         edits: tuple[str, ...] = ()
         if original is None:
             original, edits = alone(model)
+        with self._noting((*here, "original")):
+            _require_no_jumps(original)
         steps = None
         with self._noting(self._file.key(index, "data")):
             steps = self._steps(entry, model)
@@ -146,6 +149,14 @@ class _Opening:
                 return None
             self._datasets[key] = found
         return self._datasets[key]
+
+
+def _require_no_jumps(original: Model | None) -> None:
+    if original is not None and rewrite.jumps_of(original):
+        raise ParameterError(
+            f"{original.name}: is hardened itself; expected the model from before the retrofit "
+            "(`jr-onnx restore` gives it back)"
+        )
 
 
 def _compared(subject: Subject, file: ConfigFile, earlier: dict[str, Earlier]) -> Subject:

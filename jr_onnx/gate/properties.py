@@ -64,7 +64,8 @@ def latency(measured: Measured) -> Iterator[Check]:
     key, most = "gates.max_latency_ratio", measured.subject.gates.max_latency_ratio
     found = measured.latency
     if most is None or found is None:
-        yield Check.skipped("JR011", key, "not configured" if most is None else NO_ORIGINAL)
+        why = "not configured" if most is None else measured.not_attacked or NO_ORIGINAL
+        yield Check.skipped("JR011", key, why)
         return
     low, high = found.quartiles
     yield Check(

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from jr_onnx.evaluate import Progress
 from jr_onnx.gate.checks import checks_of
 from jr_onnx.gate.file import ConfigFile
-from jr_onnx.gate.measure import measure
+from jr_onnx.gate.measure import Measured, attack, examine
 from jr_onnx.gate.opening import subjects_of
 from jr_onnx.gate.subject import Subject
 from jr_onnx.gate.verdict import GateResult, ModelResult
@@ -47,32 +47,41 @@ def gate(
         SessionError: onnxruntime is not there, or refuses a model or the device.
     """
     file = ConfigFile(config)
-    subjects = subjects_of(file, device=device)
-    for subject in subjects:
-        subject.require_contract()
+    examined = [_examined(subject) for subject in subjects_of(file, device=device)]
     results = []
-    for subject in subjects:
-        with watch(subject.name, len(subject.examples)) as progress:
-            results.append(judge(subject, progress=progress))
+    for known in examined:
+        with watch(known.subject.name, len(known.subject.examples)) as progress:
+            results.append(_judged(known, progress))
         finished(results[-1])
     digest = hashlib.sha256(file.content).hexdigest()
     return GateResult(config=file.path, config_sha256=digest, models=tuple(results))
 
 
-def judge(subject: Subject, *, progress: Progress = lambda role, trial, done: None) -> ModelResult:
+def judge(subject: Subject) -> ModelResult:
     """Measures one model and holds it to its thresholds.
 
     Args:
         subject: the model, its examples, and the thresholds.
-        progress: told role, trial, and the number of examples just finished.
 
     Raises:
-        ModelError: the model is no classifier, or has no gradient.
+        ModelError: the model is no classifier, or cannot be attacked.
+        DataError: the data does not fit the model.
         SessionError: onnxruntime refuses the model or the device.
         EvaluationInterrupted: Ctrl-C.
     """
-    measured = measure(subject, progress=progress)
-    examples, table = subject.examples, subject.evaluation
+    return _judged(_examined(subject), lambda role, trial, done: None)
+
+
+def _examined(subject: Subject) -> Measured:
+    known = examine(subject)
+    if not known.not_attacked:
+        subject.require_contract()
+    return known
+
+
+def _judged(known: Measured, progress: Progress) -> ModelResult:
+    measured = attack(known, progress=progress)
+    subject, examples = known.subject, known.subject.examples
     return ModelResult(
         name=subject.name,
         path=subject.model.path,
@@ -82,7 +91,7 @@ def judge(subject: Subject, *, progress: Progress = lambda role, trial, done: No
             "path": examples.name,
             "sha256": subject.digest,
             "samples": len(examples),
-            "seed": table.seed,
+            "seed": subject.evaluation.seed,
         },
         checks=checks_of(measured),
         evaluation=measured.evaluation,

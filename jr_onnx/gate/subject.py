@@ -63,6 +63,8 @@ class Subject:
     def require_contract(self) -> None:
         """Checks that the data looks like what the model, without its jumps, was made for.
 
+        And that the model with its jumps runs.
+
         Raises:
             DataError: it does not fit, or has other labels or another scale.
             ModelError: the model is no classifier.
@@ -71,6 +73,8 @@ class Subject:
         target = self.target(self.original or self.model)
         x, y = self.examples.x, self.examples.y
         check_fit(target, x, y)
+        if self.original is not None:
+            check_fit(self.target(self.model), x, y)
         correct = target.logits(x).argmax(axis=1) == y
         found = of_the_data(target, x, y, correct)
         wrong = [each.message for each in found if (each.rule, each.level) == ("JR006", "error")]
