@@ -111,6 +111,16 @@ def test_samples_fill_the_ball_evenly(norm: str) -> None:
     np.testing.assert_allclose(halves, 0.5, atol=0.04)
 
 
+def test_a_start_in_l2_has_a_radius_of_even_density() -> None:
+    """A point of the ball would be at its surface: half of them beyond 0.993 in 100 dimensions."""
+    rng, count = np.random.default_rng(3), 4000
+    drawn = np.stack([NORMS["l2"].start((4, 25), 0.7, rng) for _ in range(count)])
+    radius = _length("l2", drawn) / 0.7
+    assert np.abs(np.sort(radius) - np.arange(count) / count).max() < 1.95 / count**0.5
+    unit = drawn.reshape(count, 100) / _length("l2", drawn)[:, None]
+    assert np.abs(unit.mean(axis=0)).max() < 4.5 * 0.1 / count**0.5
+
+
 @norms
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_a_direction_has_norm_one_and_goes_uphill(norm: str, scale: float) -> None:

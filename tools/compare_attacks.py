@@ -5,12 +5,13 @@
     x_adv --inside ball and bounds, and misclassified by onnxruntime?--> robust accuracy
 
 Nobody's claim counts: each point is measured in float64 and run again. Others may be out of the
-ball by 1e-5 of epsilon, which float32 costs them; ours may not. What is finished is kept in
---results, so that a run goes on where it was; a library that is not installed is left out.
+ball by 1e-5 of epsilon, which float32 costs them; ours may not. Every seed that is finished is kept
+in --results, a file for each attack and library: a run goes on where it was, and several at a time
+share the work. A library that is not installed is left out.
 
 Examples:
-    python tools/compare_attacks.py --results attacks.json --write docs/benchmarks/attacks.md
-    python tools/compare_attacks.py --results attacks.json --only pgd --again
+    python tools/compare_attacks.py --results attacks --write docs/benchmarks/attacks.md
+    python tools/compare_attacks.py --results attacks --only pgd --again
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from train_samples import load_weights
 import jr_onnx as jr
 from jr_onnx import attacks
 from jr_onnx.attacks import Attack, ThreatModel
-from jr_onnx.statistics import wilson
+from jr_onnx.model import write_atomically
 
 Array = np.ndarray[Any, Any]
 Options = Mapping[str, Any]
@@ -93,11 +94,12 @@ def cases() -> list[Case]:
         _mifgsm(),
         *_deepfool(),
         *_apgd(),
-        *_fab(),
         *_square(),
         _carlini_wagner(),
         _ead(),
         *_hopskipjump(),
+        _simba(),
+        *_fab(),
         *(_standard(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
     ]
 
@@ -139,7 +141,7 @@ def _pgd(norm: str, epsilon: float) -> Case:
             "ART": ("ProjectedGradientDescent", {**art, "num_random_init": 1}),
         },
         examples=1000 if norm == "linf" else 500,
-        seeds=3,
+        seeds=5,
     )
 
 
@@ -202,7 +204,7 @@ def _apgd() -> list[Case]:
             "norm": norm,
             "epsilon": epsilon,
             "examples": 300,
-            "seeds": 1 if norm == "l1" else 3,
+            "seeds": 1 if norm == "l1" else 5,
         }
         seen = {"norm": name, "eps": epsilon, "steps": 100}
         art = {
@@ -259,7 +261,7 @@ def _fab() -> list[Case]:
                         "AutoAttack": ("fab-t" if targeted else "fab", seen),
                         "torchattacks": ("FAB", {**seen, **more}),
                     },
-                    examples=60,
+                    examples=30,
                 )
             )
     return found
@@ -281,7 +283,8 @@ def _square() -> list[Case]:
                 ),
                 "ART": ("SquareAttack", {"norm": ORDER[norm], "eps": epsilon, "max_iter": 5000}),
             },
-            examples=100,
+            examples=50,
+            seeds=2,
         )
         for norm, epsilon in (("linf", LINF), ("l2", L2))
     ]
@@ -302,7 +305,7 @@ def _carlini_wagner() -> Case:
                 {"binary_search_steps": 9, "max_iter": 1000, "initial_const": 1e-3},
             ),
         },
-        examples=30,
+        examples=20,
         minimal=True,
     )
 
@@ -322,7 +325,7 @@ def _ead() -> Case:
             "torchattacks": ("EADL1", {"max_iterations": 1000, "beta": 0.01}),
             "ART": ("ElasticNet", {"max_iter": 1000, "beta": 0.01, "decision_rule": "L1"}),
         },
-        examples=30,
+        examples=20,
         minimal=True,
     )
 
@@ -346,6 +349,21 @@ def _hopskipjump() -> list[Case]:
     ]
 
 
+def _simba() -> Case:
+    art = {"attack": "px", "epsilon": 0.2, "batch_size": 1}
+    return Case(
+        name="SimBA",
+        norm="l2",
+        epsilon=3 * L2,
+        budget="pixels by 0.2, 3,000 queries",
+        ours=attacks.SimBA(queries=3000),
+        others={"ART": ("SimBA", {**art, "max_iter": 1500})},
+        examples=20,
+        seeds=3,
+        minimal=True,
+    )
+
+
 def _standard(norm: str, epsilon: float) -> Case:
     seen = {"norm": norm.capitalize(), "eps": epsilon}
     return Case(
@@ -355,7 +373,7 @@ def _standard(norm: str, epsilon: float) -> Case:
         budget="AutoAttack's standard; torchattacks' with its steps set from 10 to 100",
         ours=None,
         others={"AutoAttack": ("standard", seen), "torchattacks": ("standard", seen)},
-        examples=200 if norm == "linf" else 100,
+        examples=100,
     )
 
 
@@ -422,11 +440,12 @@ def use_torchattacks(world: World, name: str, options: Options, case: Case, seed
 
 
 def use_art(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
-    """Adversarial Robustness Toolbox."""
+    """Adversarial Robustness Toolbox; its SimBA wants probabilities, and labels one-hot."""
     evasion = importlib.import_module("art.attacks.evasion")
     estimators = importlib.import_module("art.estimators.classification")
+    soft = name == "SimBA"
     classifier = estimators.PyTorchClassifier(
-        model=world.module,
+        model=torch.nn.Sequential(world.module, torch.nn.Softmax(1)) if soft else world.module,
         loss=torch.nn.CrossEntropyLoss(),
         input_shape=world.x.shape[1:],
         nb_classes=10,
@@ -435,9 +454,10 @@ def use_art(world: World, name: str, options: Options, case: Case, seed: int) ->
     )
     kind = getattr(evasion, name)
     known = inspect.signature(kind).parameters
-    more = {"batch_size": 100, "verbose": False}
-    attack = kind(classifier, **{k: v for k, v in more.items() if k in known}, **options)
-    found: Array = attack.generate(world.x, y=world.y)
+    usual = {"batch_size": 100, "verbose": False}
+    given = {**{name: value for name, value in usual.items() if name in known}, **options}
+    attack = kind(classifier, **given)
+    found: Array = attack.generate(world.x.copy(), y=np.eye(10)[world.y] if soft else world.y)
     return found
 
 
@@ -475,13 +495,14 @@ class Found:
 
     Attributes:
         robust: for each seed, for each example, 1 or 0 as text.
-        distance: median over the examples that are classified correctly, inf where none was found.
+        distances: for each seed, the median over the examples that are classified correctly, inf
+            where fewer than half were broken.
         seconds: of all seeds.
         failed: why there is nothing else.
     """
 
     robust: list[str] = field(default_factory=list)
-    distance: float | None = None
+    distances: list[float] = field(default_factory=list)
     seconds: float = 0.0
     failed: str | None = None
 
@@ -489,6 +510,13 @@ class Found:
     def table(self) -> Array:
         """bool `(seeds, examples)`."""
         return np.array([[each == "1" for each in row] for row in self.robust])
+
+    def more(self, robust: Array, distance: float, seconds: float) -> Found:
+        """Returns it with one seed more."""
+        row = "".join("01"[int(each)] for each in robust)
+        return Found(
+            [*self.robust, row], [*self.distances, distance], round(self.seconds + seconds, 1)
+        )
 
 
 class Contest:
@@ -502,27 +530,23 @@ class Contest:
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
 
-    def run(self, case: Case, library: str) -> Found:
-        """Lets one library attack, and judges what it returns."""
+    def run(self, case: Case, library: str, seed: int) -> tuple[Array, float]:
+        """Lets one library attack, and judges what it returns.
+
+        Returns:
+            bool `(examples,)`, who is robust; and the median distance.
+        """
         x, y = self.data.x[: case.examples], self.data.y[: case.examples]
-        correct = self.target.logits(x).argmax(axis=1) == y
-        start, rows, distances = time.perf_counter(), [], []
-        for seed in range(case.seeds):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            robust, distance = correct.copy(), np.full(len(x), np.inf)
-            if library == OURS and case.ours is None:
-                robust = self._suite(case, x, y, seed)
-            else:
-                points = self._points(case, library, x[correct], y[correct], seed)
-                robust[correct], distance[correct] = self._judge(
-                    case, points, x[correct], y[correct], 0.0 if library == OURS else SLACK
-                )
-            rows.append("".join("01"[int(each)] for each in robust))
-            distances.append(float(np.median(distance[correct])))
-        size = float(np.mean(distances)) if case.minimal else None
-        return Found(rows, size, time.perf_counter() - start)
+        if library == OURS and case.ours is None:
+            return self._suite(case, x, y, seed), np.inf
+        robust = self.target.logits(x).argmax(axis=1) == y
+        x, y = x[robust], y[robust]
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        points = self._points(case, library, x, y, seed)
+        robust[robust], distance = self._judge(case, points, x, y, library)
+        return robust, float(np.median(distance))
 
     def _suite(self, case: Case, x: Array, y: Array, seed: int) -> Array:
         threat = ThreatModel(norm=case.norm, epsilon=case.epsilon)
@@ -541,9 +565,10 @@ class Contest:
         return case.ours.run(self.target, x, y, threat, seed=seed, batch_size=256).x_adv
 
     def _judge(
-        self, case: Case, points: Array, x: Array, y: Array, slack: float
+        self, case: Case, points: Array, x: Array, y: Array, library: str
     ) -> tuple[Array, Array]:
         """Returns who is robust at epsilon, and how far the misclassified points are."""
+        slack = 0.0 if library == OURS else SLACK
         inside = np.abs(points - np.clip(points, 0, 1)).max(axis=(1, 2, 3)) <= slack
         points = np.clip(points, 0, 1).astype(np.float32)
         threat = ThreatModel(norm=case.norm, epsilon=case.epsilon)
@@ -554,48 +579,73 @@ class Contest:
         return ~(wrong & near), np.where(wrong, distance, np.inf)
 
 
-def compare(path: Path, chosen: Sequence[Case], *, again: bool) -> dict[str, dict[str, Found]]:
-    """Runs what the file of results does not have yet, and writes it after each case."""
-    stored = json.loads(path.read_text()) if path.exists() else {}
+def compare(
+    folder: Path, chosen: Sequence[Case], *, again: bool = False
+) -> dict[str, dict[str, Found]]:
+    """Runs the seeds that the folder of results does not have yet, and writes each.
+
+    Returns:
+        By case and library, what the folder has of all cases that we have run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     contest = Contest() if chosen else None
     for case in chosen:
         assert contest is not None
-        entry = stored.setdefault(case.key, {})
         for library in (OURS, *case.others):
-            if _finished(case, entry.get(library)) and not (again and library == OURS):
-                continue
-            if library != OURS and not _installed(LIBRARIES[library][0]):
-                found = Found(failed="not installed")
-            else:
-                found = _tried(contest, case, library)
-            entry[library] = vars(found)
-            path.write_text(json.dumps(stored) + "\n")
-            said = found.failed or f"{found.table.mean():.1%}, {found.seconds:.1f} s"
-            print(f"{case.key:28} {library:12} {said}", flush=True)
-    return {
-        case.key: {library: Found(**found) for library, found in stored[case.key].items()}
+            found = stored(folder, case, library)
+            if found.failed or (again and library == OURS):
+                found = Found()
+            while not found.failed and len(found.robust) < case.seeds:
+                found = _tried(contest, case, library, found)
+                _keep(folder, case, library, found)
+                said = found.failed or f"{found.table.mean():.1%}, {found.seconds:.1f} s"
+                print(f"{case.key:28} {library:12} {said}", flush=True)
+    results = {
+        case.key: {
+            library: found
+            for library in (OURS, *case.others)
+            if (found := stored(folder, case, library)).robust or found.failed
+        }
         for case in cases()
-        if OURS in stored.get(case.key, {})
     }
+    return {key: found for key, found in results.items() if OURS in found}
 
 
-def _finished(case: Case, entry: dict[str, Any] | None) -> bool:
-    """Whether a stored result is of this many examples and seeds."""
-    if entry is None or entry["failed"] is not None:
-        return False
-    return [len(row) for row in entry["robust"]] == [case.examples] * case.seeds
+def stored(folder: Path, case: Case, library: str) -> Found:
+    """Returns what is finished of as many examples, empty where nothing is.
+
+    What failed or was not installed is tried again.
+    """
+    path = _path(folder, case, library)
+    found = Found(**json.loads(path.read_text())) if path.exists() else Found()
+    fits = all(len(row) == case.examples for row in found.robust)
+    return found if fits else Found()
 
 
-def _tried(contest: Contest, case: Case, library: str) -> Found:
+def _keep(folder: Path, case: Case, library: str, found: Found) -> None:
+    content = json.dumps(vars(found)) + "\n"
+    write_atomically(_path(folder, case, library), content.encode(), force=True)
+
+
+def _path(folder: Path, case: Case, library: str) -> Path:
+    return folder / f"{case.key} {library}.json".replace(" ", "-")
+
+
+def _tried(contest: Contest, case: Case, library: str, found: Found) -> Found:
+    """Adds the next seed, or says why there is none."""
+    if library != OURS and not _installed(LIBRARIES[library][0]):
+        return Found(failed="not installed")
+    start = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return contest.run(case, library)
+            robust, distance = contest.run(case, library, len(found.robust))
     except Exception as error:
         if library == OURS:
             raise
         # A bug of another library is a cell of the table, not the end of the run.
         return Found(failed=f"{type(error).__name__}: {error}"[:200])
+    return found.more(robust, distance, time.process_time() - start)
 
 
 def _installed(module: str) -> bool:
@@ -618,7 +668,7 @@ def table(results: Mapping[str, Mapping[str, Found]]) -> str:
         cells = [
             f"{case.name} ({case.budget})",
             f"{case.norm} {case.epsilon:g}",
-            f"{len(found[OURS].robust[0])} x {len(found[OURS].robust)}",
+            f"{case.examples} x {len(found[OURS].robust)}",
             *(_share(found.get(library)) for library in (OURS, *libraries)),
             _difference(found),
         ]
@@ -627,13 +677,13 @@ def table(results: Mapping[str, Mapping[str, Found]]) -> str:
 
 
 def distances(results: Mapping[str, Mapping[str, Found]]) -> str:
-    """Returns median distances of the attacks that look for the smallest one."""
+    """Returns median distances, the mean of the seeds', of attacks that look for the smallest."""
     titles = ["attack", "norm", OURS, *LIBRARIES]
     rows = []
     for case in (case for case in cases() if case.minimal and case.key in results):
         found = results[case.key]
-        sizes = [found[each].distance if each in found else None for each in (OURS, *LIBRARIES)]
-        cells = ["" if size is None else f"{size:.4f}" for size in sizes]
+        sizes = [found[each].distances if each in found else [] for each in (OURS, *LIBRARIES)]
+        cells = [f"{np.mean(size):.4f}" if size else "" for size in sizes]
         rows.append([case.name, case.norm, *cells])
     return markdown(titles, rows, text=2)
 
@@ -650,17 +700,14 @@ def measured() -> str:
 
 
 def _share(found: Found | None) -> str:
+    """In percent, the mean of the seeds, and the lowest and highest of them."""
     if found is None:
         return ""
     if found.failed:
         return found.failed if found.failed == "not installed" else "failed"
-    shares = found.table
-    low, high = wilson(shares[0])
-    return (
-        f"{shares.mean():.1%}"
-        if len(shares[0]) >= 500
-        else (f"{shares.mean():.1%} [{100 * low:.0f}..{100 * high:.0f}]")
-    )
+    shares = 100 * found.table.mean(axis=1)
+    spread = f" [{shares.min():.1f}..{shares.max():.1f}]" if len(shares) > 1 else ""
+    return f"{shares.mean():.1f}%{spread}"
 
 
 def _difference(found: Mapping[str, Found]) -> str:
@@ -677,7 +724,7 @@ def _difference(found: Mapping[str, Found]) -> str:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare attacks with other libraries'.")
-    parser.add_argument("--results", type=Path, required=True, help="JSON of what is finished")
+    parser.add_argument("--results", type=Path, required=True, help="folder of what is finished")
     parser.add_argument("--only", default="", help="cases whose key has this text, case ignored")
     parser.add_argument("--again", action="store_true", help="run ours again")
     parser.add_argument("--no-run", action="store_true", help="only the tables of what is there")

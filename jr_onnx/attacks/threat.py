@@ -1,7 +1,7 @@
 """What the attacker may do: a ball around the example, inside the bounds, in raw input units.
 
-Norms differ in three functions: how a ball is sampled, how a gradient becomes a step, and how a
-point is brought back into the ball.
+Norms differ in three functions: how a ball is sampled (evenly, or for a start), how a gradient
+becomes a step, and how a point is brought back into the ball.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ class Norm(Protocol):
     def sample(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
         """Returns one random point of the ball around 0, float64."""
 
+    def start(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
+        """Returns one from which a search sets out."""
+
     def direction(self, gradient: Array) -> Array:
         """Returns a steep step of norm 1 for each example of a batch, 0 where the gradient is."""
 
@@ -39,6 +42,8 @@ class Linf:
     def sample(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
         """Uniform in the cube."""
         return rng.uniform(-epsilon, epsilon, shape)
+
+    start = sample
 
     def direction(self, gradient: Array) -> Array:
         """The sign."""
@@ -59,10 +64,23 @@ class L2:
 
     def sample(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
         """Uniform in the ball: a direction, and a radius of density r^(n - 1)."""
-        point = rng.standard_normal(shape)
-        radius = epsilon * rng.random() ** (1 / max(point.size, 1))
-        drawn: Array = point * (radius / max(float(np.linalg.norm(point)), _TINY))
+        way = self._way(shape, rng)
+        drawn: Array = way * (epsilon * rng.random() ** (1 / max(way.size, 1)))
         return drawn
+
+    def start(self, shape: tuple[int, ...], epsilon: float, rng: np.random.Generator) -> Array:
+        """A direction, and a radius of even density (Rice et al., arXiv:2002.11569).
+
+        In many dimensions a uniform point of the ball is at its surface, and a search that starts
+        there spends many of its steps on turning.
+        """
+        drawn: Array = self._way(shape, rng) * (epsilon * rng.random())
+        return drawn
+
+    def _way(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        point = rng.standard_normal(shape)
+        way: Array = point / max(float(np.linalg.norm(point)), _TINY)
+        return way
 
     def direction(self, gradient: Array) -> Array:
         """The gradient, scaled to length 1; 0 stays 0."""
@@ -97,6 +115,8 @@ class L1:
         radius = epsilon * rng.random() ** (1 / max(point.size, 1))
         drawn: Array = point * (radius / max(float(np.abs(point).sum()), _TINY))
         return drawn
+
+    start = sample
 
     def direction(self, gradient: Array) -> Array:
         """Equal steps along the largest elements.
@@ -194,7 +214,7 @@ class ThreatModel:
             if np.isinf(self.epsilon):
                 points.append(rng.uniform(*self.bounds, x.shape[1:]))
             else:
-                points.append(each + NORMS[self.norm].sample(x.shape[1:], self.epsilon, rng))
+                points.append(each + NORMS[self.norm].start(x.shape[1:], self.epsilon, rng))
         return self.project(np.stack(points), x)
 
     def project(self, point: Array, x: Array) -> Array:
