@@ -37,6 +37,7 @@ from jr_onnx.rewrite import (
     verify,
 )
 from jr_onnx.target import Target
+from jr_onnx.tune import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "Selection",
     "Target",
     "ThreatModel",
+    "Tuning",
     "Verification",
     "__version__",
     "attacks",
@@ -68,5 +70,6 @@ __all__ = [
     "restore",
     "retrofit",
     "save",
+    "tune",
     "verify",
 ]

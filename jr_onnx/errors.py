@@ -8,7 +8,8 @@ JrOnnxError
 ├── DataError
 ├── ParameterError   (also a ValueError)
 ├── OutputError
-└── SessionError
+├── SessionError
+└── TuningError
 ```
 
 A message says what, where, expected and got, and what to do next.
@@ -94,3 +95,7 @@ class OutputError(JrOnnxError):
 
 class SessionError(JrOnnxError):
     """What onnxruntime said, or that it is not there."""
+
+
+class TuningError(JrOnnxError):
+    """There is nothing to tune, or a search cannot be taken up again."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ class Target:
             `(batch, classes)`.
         device: `auto`, `cpu` or `cuda`.
         batch_size: most examples in one run. A model with a fixed batch runs with its own.
+        given: the values of the model's other inputs, which are no examples.
 
     Raises:
         ModelError: the model is no such classifier.
@@ -58,13 +60,16 @@ class Target:
         *,
         device: str = "auto",
         batch_size: int = DEFAULT_BATCH_SIZE,
+        given: Mapping[str, Array] | None = None,
     ) -> None:
         if isinstance(model, bytes):
             model = Model(model)
         self.model = model if isinstance(model, Model) else load(model)
         self._device = device
         self._forward = Session(self.model, device=device)
-        self._input = _only(self._forward.inputs, "input", self.model)
+        self._given = dict(given or {})
+        inputs = tuple(port for port in self._forward.inputs if port.name not in self._given)
+        self._input = _only(inputs, "input", self.model)
         _only(self._forward.outputs, "output", self.model)
         self._batch_size = batch_size
         self._gradients: dict[Any, _Backward] = {}
@@ -72,6 +77,16 @@ class Target:
     def of(self, model: Model) -> Target:
         """Returns a target of another model, on the same device."""
         return Target(model, device=self._device, batch_size=self._batch_size)
+
+    def with_given(self, given: Mapping[str, Array]) -> Target:
+        """Returns a target with other values of the other inputs, in the same sessions.
+
+        Args:
+            given: an array for each of them, as at first.
+        """
+        other = copy.copy(self)
+        other._given = dict(given)
+        return other
 
     @property
     def provider(self) -> str:
@@ -111,7 +126,7 @@ class Target:
         """
 
         def run(part: Array) -> tuple[Array, ...]:
-            return tuple(self._forward.run({self._input.name: part}))
+            return tuple(self._forward.run({**self._given, self._input.name: part}))
 
         return self._in_batches(run, self._input, x)[0]
 
@@ -156,7 +171,8 @@ class Target:
         wanted = (graph.logits, graph.loss, graph.gradient)
 
         def run(*parts: Array) -> tuple[Array, ...]:
-            return tuple(session.run(dict(zip(names, parts, strict=True)), wanted))
+            feeds = {**self._given, **dict(zip(names, parts, strict=True))}
+            return tuple(session.run(feeds, wanted))
 
         return Derivative(*self._in_batches(run, ports[graph.x], x, *more))
 
@@ -187,7 +203,7 @@ class Target:
     def _backward(self, loss: str, surrogate: Surrogates) -> _Backward:
         key = (loss, surrogate if isinstance(surrogate, str) else tuple(surrogate.items()))
         if key not in self._gradients:
-            graph = input_gradient(self.model, loss=loss, surrogate=surrogate)
+            graph = input_gradient(self.model, loss=loss, surrogate=surrogate, x=self._input.name)
             on_cpu = self.provider == "CPUExecutionProvider"
             micro = min(_MICRO, self._batch_size) if on_cpu else self._batch_size
             self._gradients[key] = _Backward(graph, self._device, micro)

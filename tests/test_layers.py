@@ -21,6 +21,7 @@ LAYERS = (
     ("findings",),
     ("evaluate",),
     ("examples", "curves"),
+    ("tune",),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),
