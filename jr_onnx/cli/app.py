@@ -17,6 +17,7 @@ from jr_onnx.cli.commands import inspect, restore, verify
 from jr_onnx.cli.console import complain
 from jr_onnx.cli.options import show_version
 from jr_onnx.cli.retrofitting import retrofit
+from jr_onnx.cli.tuning import tune
 from jr_onnx.errors import JrOnnxError, ParameterError, PostconditionError
 
 
@@ -34,7 +35,7 @@ class Exit(IntEnum):
 
 app = typer.Typer(name="jr-onnx", no_args_is_help=True, rich_markup_mode="rich")
 app.callback()(show_version)
-for command in (inspect, retrofit, restore, verify, attack, evaluate):
+for command in (inspect, retrofit, restore, verify, attack, evaluate, tune):
     app.command()(command)
 
 

@@ -1,10 +1,11 @@
 """Candidates on the part to tune on: jumps -> Point, stopped where they cannot win.
 
-first quarter of the examples, all stages --clearly worse than a rival?--> the rest, stage by stage
-                                                    --cannot reach a rival any more?--> Point
+first quarter of the examples, all stages --clearly worse than its rival?--> the rest, stage by
+                                       stage --cannot reach its rival any more?--> Point
 
-A rival is a finished point of at least the same clean accuracy. After the first quarter a candidate
-is given up if a rival is better on it at 95%, which may be wrong; later only if it is certain.
+Its rival is the most robust finished point of at least the same clean accuracy. After the first
+quarter a candidate is given up if its rival is better on it at 95%, which may be wrong; later only
+if it is certain.
 """
 
 from __future__ import annotations
@@ -86,24 +87,25 @@ class Judge:
         """
         view = self.target.at(jumps)
         correct = self.correct(jumps)
-        better = [each for each in rivals if each.correct.sum() >= correct.sum()]
+        as_clean = [each for each in rivals if each.correct.sum() >= correct.sum()]
+        rival = max(as_clean, key=lambda each: each.robustness, default=None)
         score = np.where(correct, self.objective.most, 0.0)
-        pruned = self._lower(view, score, better)
+        pruned = self._lower(view, score, rival)
         return Point(
             dict(jumps), origin, dict(parameters), correct, score.astype(np.float32), pruned
         )
 
-    def _lower(self, view: Target, score: Array, rivals: list[Point]) -> str | None:
+    def _lower(self, view: Target, score: Array, rival: Point | None) -> str | None:
         order = np.random.default_rng(self.seed).permutation(len(score))
         first, rest = np.split(order, [len(order) // _FIRST])
         for number in range(len(self.objective.suite.trials)):
             self._stage(view, number, np.sort(first), score)
-        if any(_clearly_better(rival.score[first], score[first]) for rival in rivals):
+        if rival is not None and _clearly_better(rival.score[first], score[first]):
             return f"worse on the first {len(first)} examples"
         for number, trial in enumerate(self.objective.suite.trials):
             self._stage(view, number, np.sort(rest), score)
             last = number + 1 == len(self.objective.suite.trials)
-            if not last and any(_total(rival) >= score.sum() for rival in rivals):
+            if not last and rival is not None and rival.robustness >= score.mean():
                 return f"beaten already after {trial.name}"
         return None
 
@@ -122,10 +124,6 @@ class Judge:
         )
         trial = self.objective.suite.trials[number]
         score[rows] = np.minimum(score[rows], self.objective.lowered(trial, look))
-
-
-def _total(point: Point) -> float:
-    return float(point.score.sum(dtype=np.float64))
 
 
 def _clearly_better(one: Array, other: Array) -> bool:

@@ -24,7 +24,7 @@ from jr_onnx.rewrite import Jump, Site
 GRID = 50
 # The limit is known to 1% of its value, in so many halvings at most.
 _WIDTH, _HALVINGS = 0.01, 30
-# The largest jump worth a look silences so much of the widest site.
+# The largest jump worth a look silences so much of a site.
 _TOP = 0.99
 
 
@@ -76,9 +76,8 @@ class CleanCurve:
 
 
 def global_line(sites: Sequence[Site], seen: Mapping[str, Activations]) -> Line:
-    """Returns the line of one jump for all sites, below the lowest upper bound of any."""
-    widest = max(seen[site.path].quantile(_TOP) for site in sites)
-    top = min([widest, *(largest_jump(site) for site in sites)])
+    """Returns the line of one jump for all sites, until one of them is silenced."""
+    top = min(min(seen[site.path].quantile(_TOP), largest_jump(site)) for site in sites)
     return Line("global", top, lambda jump: _set({site.path: jump for site in sites}))
 
 

@@ -70,6 +70,11 @@ class Objective(ABC):
     def most(self) -> float:
         """The score of an example that nothing breaks."""
 
+    @property
+    @abstractmethod
+    def measure(self) -> str:
+        """What the mean score is, in words."""
+
     @abstractmethod
     def lowered(self, trial: Trial, look: Look) -> Array:
         """Returns the score of each example under one trial, float `(batch,)`."""
@@ -87,6 +92,11 @@ class RobustAccuracy(Objective):
     def most(self) -> float:
         """One example."""
         return 1.0
+
+    @property
+    def measure(self) -> str:
+        """`adaptive accuracy` or `naive accuracy`."""
+        return f"{self.name} accuracy"
 
     def lowered(self, trial: Trial, look: Look) -> Array:
         """Returns 1 for an example that the trial does not break, else 0."""
@@ -112,6 +122,11 @@ class Distance(Objective):
     def most(self) -> float:
         """The largest epsilon that is tried."""
         return self.threat.epsilon
+
+    @property
+    def measure(self) -> str:
+        """A mean distance."""
+        return "mean smallest epsilon"
 
     def lowered(self, trial: Trial, look: Look) -> Array:
         """Returns the smallest epsilon that the trial finds for each example."""

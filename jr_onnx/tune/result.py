@@ -69,6 +69,12 @@ class Tuning:
         return self.best is not None and self.best.robustness > self.original.robustness
 
     @property
+    def confirmed(self) -> bool:
+        """Whether the gain in the worst case is above 0 at 95%, on the part to report on."""
+        gain = self.report.adaptive_gain
+        return self.helps and gain is not None and gain.interval[0] > 0
+
+    @property
     def jumps(self) -> dict[str, Jump]:
         """The jumps by site path, for `retrofit`; empty where no jump helps."""
         return dict(self.best.jumps) if self.best is not None and self.helps else {}
@@ -83,6 +89,15 @@ class Tuning:
         """The change of clean accuracy by the best point, on the part to report on."""
         models = self.report.models
         return Gain.of(models[0].correct, models[1].correct) if len(models) > 1 else None
+
+    @property
+    def settings(self) -> str:
+        """What was searched, in one line."""
+        threat = self.threat
+        return (
+            f"{self.jump_scope} jumps, objective {self.objective.name}, {threat.norm} "
+            f"{threat.epsilon:g}, budget {self.max_accuracy_drop:g}, seed {self.seed}."
+        )
 
     @property
     def within_budget(self) -> bool:
@@ -124,6 +139,7 @@ class Tuning:
             "original": self.original.to_json(),
             "best": self.best.to_json() if self.best else None,
             "helps": self.helps,
+            "confirmed": self.confirmed,
             "jumps": self.jumps,
             "report": {
                 "clean_change": change.to_json() if change else None,

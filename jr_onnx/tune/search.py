@@ -23,7 +23,6 @@ from jr_onnx.tune.lines import (
     quantile_line,
     site_line,
 )
-from jr_onnx.tune.points import Point
 from jr_onnx.tune.trials import Space, propose
 
 SCOPES = ("global", "quantile", "per-site", "per-channel")

@@ -7,7 +7,6 @@ data --split--> tune part --search--> points --best within the budget--> jumps
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from jr_onnx.target import DEFAULT_BATCH_SIZE
 from jr_onnx.tune.inputs import tunable
 from jr_onnx.tune.judge import Judge
 from jr_onnx.tune.ledger import Ledger, StoredLedger, optuna
-from jr_onnx.tune.objective import Objective, find_objective
+from jr_onnx.tune.objective import find_objective
 from jr_onnx.tune.points import best_of
 from jr_onnx.tune.result import Tuning
 from jr_onnx.tune.search import SCOPES, Progress, Search, check_scope
