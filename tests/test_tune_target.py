@@ -62,11 +62,14 @@ def test_the_model_as_it_is_has_the_jumps_that_it_has(
 def test_fifty_jumps_need_no_other_session(
     lenet: jr.Model, mnist: jr.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[Session] = []
     init = Session.__init__
-    monkeypatch.setattr(
-        Session, "__init__", lambda self, *a, **k: (made.append(1), init(self, *a, **k))[1]
-    )
+
+    def counted(self: Session, *arguments: Any, **options: Any) -> None:
+        made.append(self)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(Session, "__init__", counted)
     target = JumpTarget(lenet, jr.find_sites(lenet)[0], device="cpu")
     for jump in np.linspace(0, 3, 50):
         target.at(_everywhere(target, float(jump))).logits(mnist.x[:2])

@@ -54,6 +54,9 @@ class Ledger:
     def refresh(self) -> None:
         """Reads what other processes found."""
 
+    def close(self) -> None:
+        """Lets go of what is open."""
+
 
 class StoredLedger(Ledger):
     """The same in a folder.
@@ -70,6 +73,7 @@ class StoredLedger(Ledger):
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         super().__init__()
         self._optuna = optuna()
+        self._storage: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.worker, self._lock = _take_place(folder / "workers")
@@ -77,15 +81,20 @@ class StoredLedger(Ledger):
             raise TuningError(
                 f"{folder}: cannot be used as a folder to resume from ({error.strerror})"
             ) from error
-        self._study = self._open(folder, json.loads(json.dumps(about)))
-        self.refresh()
+        try:
+            self._study = self._open(folder, json.loads(json.dumps(about)))
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, folder: Path, about: Any) -> Any:
         path = folder / "study.db"
         try:
             with quiet(self._optuna):
+                self._storage = self._optuna.storages.RDBStorage(f"sqlite:///{path}")
                 study = self._optuna.create_study(
-                    storage=f"sqlite:///{path}",
+                    storage=self._storage,
                     study_name=_STUDY,
                     directions=["maximize", "maximize"],
                     load_if_exists=True,
@@ -133,6 +142,13 @@ class StoredLedger(Ledger):
         states = self._optuna.trial.TrialState
         trials = self._study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
         self.points = [_point(trial.user_attrs) for trial in trials]
+
+    def close(self) -> None:
+        """Gives the place back, and closes the database."""
+        self._lock.close()
+        if self._storage is not None:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
 
 
 def optuna() -> Any:

@@ -7,6 +7,7 @@ data --split--> tune part --search--> points --best within the budget--> jumps
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,8 @@ def tune(
     ledger = Ledger()
     if resume is not None:
         ledger = StoredLedger(Path(resume), _about(seen_as, judge, jump_scope))
-    search = Search(judge, ledger, sites, seen, seed, progress)
-    curves = search.run(jump_scope, trials)
+    with closing(ledger):
+        curves = Search(judge, ledger, sites, seen, seed, progress).run(jump_scope, trials)
     points = tuple(ledger.points)
     best = best_of(points[1:], judge.least)
 
