@@ -38,6 +38,7 @@ from jr_onnx.rewrite import (
     verify,
 )
 from jr_onnx.target import Target
+from jr_onnx.tune import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "Selection",
     "Target",
     "ThreatModel",
+    "Tuning",
     "Verification",
     "__version__",
     "attacks",
@@ -71,5 +73,6 @@ __all__ = [
     "restore",
     "retrofit",
     "save",
+    "tune",
     "verify",
 ]

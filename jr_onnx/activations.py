@@ -32,11 +32,14 @@ class Activations:
         total: how many there were.
         positive: how many were above 0, the ones that a ReLU lets pass.
         counts: int64, of the positive ones by bin.
+        channel_means: float64 `(channels,)`, the mean of the positive ones of each channel (axis
+            1), 0 where there was none; None where the number of channels is not fixed.
     """
 
     total: int
     positive: int
     counts: Array = field(repr=False)
+    channel_means: Array | None = field(default=None, repr=False)
 
     def quantile(self, q: float) -> float:
         """Returns the q-quantile of the positive pre-activations, to 1/512 of its value.
@@ -107,14 +110,51 @@ def observe(
     port = session.inputs[0]
     counts = {site.path: np.zeros(_BINS, np.int64) for site in seen}
     totals = dict.fromkeys(counts, 0)
+    channels = {site.path: _ChannelMeans.of(site) for site in seen}
     for part, size in batches(port, batch_size, x):
         values = session.run({port.name: part[0]}, [site.x for site in seen])
         for site, value in zip(seen, values, strict=True):
             kept = value[:size] if value.ndim and len(value) == len(part[0]) else value
             totals[site.path] += kept.size
             counts[site.path] += _histogram(kept)
+            channels[site.path].add(kept)
         progress(size)
-    return {path: Activations(totals[path], int(each.sum()), each) for path, each in counts.items()}
+    return {
+        path: Activations(totals[path], int(each.sum()), each, channels[path].means)
+        for path, each in counts.items()
+    }
+
+
+class _ChannelMeans:
+    """Sums and counts of the positive values of each channel."""
+
+    def __init__(self, channels: int | None) -> None:
+        self._sums = None if channels is None else np.zeros((2, channels))
+
+    @classmethod
+    def of(cls, site: Site) -> _ChannelMeans:
+        """Starts from nothing."""
+        return cls(channels_of(site))
+
+    def add(self, values: Array) -> None:
+        if self._sums is not None and values.ndim > 1:
+            axes = (0, *range(2, values.ndim))
+            above = np.maximum(values, 0).astype(np.float64, copy=False)
+            self._sums += above.sum(axis=axes), (above > 0).sum(axis=axes)
+
+    @property
+    def means(self) -> Array | None:
+        if self._sums is None:
+            return None
+        means: Array = self._sums[0] / np.maximum(self._sums[1], 1)
+        return means
+
+
+def channels_of(site: Site) -> int | None:
+    """Returns how many channels a site has, None where there are none or it is not known."""
+    shape = site.tensor.shape
+    size = shape[1] if shape is not None and len(shape) > 1 else None
+    return size if isinstance(size, int) else None
 
 
 def quantile_jumps(

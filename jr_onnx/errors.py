@@ -8,7 +8,8 @@ JrOnnxError
 ├── DataError
 ├── ParameterError   (also a ValueError)   ConfigError
 ├── OutputError
-└── SessionError
+├── SessionError
+└── TuningError
 ```
 
 A message says what, where, expected and got, and what to do next.
@@ -106,3 +107,7 @@ class OutputError(JrOnnxError):
 
 class SessionError(JrOnnxError):
     """What onnxruntime said, or that it is not there."""
+
+
+class TuningError(JrOnnxError):
+    """There is nothing to tune, or a search cannot be taken up again."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Target:
         device: `auto`, `cpu` or `cuda`.
         batch_size: most examples in one run. A model with a fixed batch runs with its own.
         output: the name of that output, None for the only one.
+        given: the values of the model's other inputs, which are no examples.
 
     Raises:
         ModelError: the model is no such classifier.
@@ -60,13 +62,16 @@ class Target:
         device: str = "auto",
         batch_size: int = DEFAULT_BATCH_SIZE,
         output: str | None = None,
+        given: Mapping[str, Array] | None = None,
     ) -> None:
         if isinstance(model, bytes):
             model = Model(model)
         self.model = model if isinstance(model, Model) else load(model)
         self._device = device
         self._forward = Session(self.model, device=device)
-        self._input = _one(self._forward.inputs, "input", self.model)
+        self._given = dict(given or {})
+        inputs = tuple(port for port in self._forward.inputs if port.name not in self._given)
+        self._input = _one(inputs, "input", self.model)
         self._output = _one(self._forward.outputs, "output", self.model, output)
         self._batch_size = batch_size
         self._gradients: dict[Any, _Backward] = {}
@@ -79,6 +84,16 @@ class Target:
     def output(self) -> str:
         """The name of the output with the logits."""
         return self._output.name
+
+    def with_given(self, given: Mapping[str, Array]) -> Target:
+        """Returns a target with other values of the other inputs, in the same sessions.
+
+        Args:
+            given: an array for each of them, as at first.
+        """
+        other = copy.copy(self)
+        other._given = dict(given)
+        return other
 
     @property
     def provider(self) -> str:
@@ -118,7 +133,8 @@ class Target:
         """
 
         def run(part: Array) -> tuple[Array, ...]:
-            return tuple(self._forward.run({self._input.name: part}, [self.output]))
+            feeds = {**self._given, self._input.name: part}
+            return tuple(self._forward.run(feeds, [self.output]))
 
         return self._in_batches(run, self._input, x)[0]
 
@@ -163,7 +179,8 @@ class Target:
         wanted = (graph.logits, graph.loss, graph.gradient)
 
         def run(*parts: Array) -> tuple[Array, ...]:
-            return tuple(session.run(dict(zip(names, parts, strict=True)), wanted))
+            feeds = {**self._given, **dict(zip(names, parts, strict=True))}
+            return tuple(session.run(feeds, wanted))
 
         return Derivative(*self._in_batches(run, ports[graph.x], x, *more))
 
@@ -194,7 +211,13 @@ class Target:
     def _backward(self, loss: str, surrogate: Surrogates) -> _Backward:
         key = (loss, surrogate if isinstance(surrogate, str) else tuple(surrogate.items()))
         if key not in self._gradients:
-            graph = input_gradient(self.model, loss=loss, surrogate=surrogate, output=self.output)
+            graph = input_gradient(
+                self.model,
+                loss=loss,
+                surrogate=surrogate,
+                x=self._input.name,
+                output=self.output,
+            )
             on_cpu = self.provider == "CPUExecutionProvider"
             micro = min(_MICRO, self._batch_size) if on_cpu else self._batch_size
             self._gradients[key] = _Backward(graph, self._device, micro)

@@ -58,6 +58,13 @@ def test_the_silenced_share(seen, exact, jump: float) -> None:  # type: ignore[n
         assert seen[path].silenced(jump) == pytest.approx((positive <= jump).mean(), abs=5e-3)
 
 
+def test_channel_means_are_those_of_the_positive_values(seen, exact) -> None:  # type: ignore[no-untyped-def]
+    for path, values in exact.items():
+        channels = np.moveaxis(values.astype(np.float64), 1, 0).reshape(values.shape[1], -1)
+        means = [channel[channel > 0].mean() if (channel > 0).any() else 0 for channel in channels]
+        np.testing.assert_allclose(seen[path].channel_means, means, rtol=1e-6)
+
+
 def test_a_fixed_batch_counts_no_example_twice() -> None:
     text = '<ir_version: 8, opset_import: ["": 18]> g (float[4,2] x) => (float[4,2] y) {y=Relu(x)}'
     model = jr.Model(onnx.parser.parse_model(text).SerializeToString())

@@ -11,10 +11,10 @@ import jr_onnx as jr
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLIC = """
-    Dataset Evaluation GateResult GradientHealth Model Retrofit Selection Target ThreatModel
+    Dataset Evaluation GateResult GradientHealth Model Retrofit Selection Target ThreatModel Tuning
     Verification __version__ attacks autodiff compare_on_data errors evaluate find_sites gate
     gradient_health input_gradient jump_relu load load_jumps load_npz observe quantile_jumps restore
-    retrofit save verify
+    retrofit save tune verify
 """
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("runs",),
     ("evaluate",),
     ("examples", "curves"),
-    ("gate",),
+    ("gate", "tune"),
     ("report",),
     ("cli",),
     ("__init__", "__main__"),

@@ -20,11 +20,12 @@ from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.gating import gate
 from jr_onnx.cli.options import show_version
 from jr_onnx.cli.retrofitting import retrofit
+from jr_onnx.cli.tuning import tune
 from jr_onnx.errors import ConfigError, JrOnnxError, ParameterError, PostconditionError
 
 app = typer.Typer(name="jr-onnx", no_args_is_help=True, rich_markup_mode="rich")
 app.callback()(show_version)
-for command in (inspect, retrofit, restore, verify, attack, evaluate, gate):
+for command in (inspect, retrofit, restore, verify, attack, evaluate, tune, gate):
     app.command()(command)
 
 

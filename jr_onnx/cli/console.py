@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -42,16 +42,7 @@ def warn(message: str) -> None:
 @contextmanager
 def bars(samples: int, *, quiet: bool) -> Iterator[Told]:
     """Yields a progress callback; bars appear on a terminal only."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    ) as progress:
+    with _progress(quiet=quiet) as progress:
         tasks: dict[tuple[str, str], Any] = {}
 
         def told(role: str, attack: str, done: int) -> None:
@@ -63,6 +54,33 @@ def bars(samples: int, *, quiet: bool) -> Iterator[Told]:
                 progress.update(tasks[key], visible=False)
 
         yield told
+
+
+@contextmanager
+def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a callback that takes what is going on, how much of it is done, and of how much."""
+    with _progress(quiet=quiet) as progress:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield told
+
+
+def _progress(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
 
 
 def require_distinct(*, inputs: Sequence[Path | None], outputs: Sequence[Path | None]) -> None:
