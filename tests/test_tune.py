@@ -237,7 +237,7 @@ def test_figures_come_from_the_retrofitted_model_on_examples_that_were_not_seen(
 def test_the_search_does_not_see_the_part_to_report_on() -> None:
     parts = split(X, Y, report_share=0.5, seed=0)
     (x, y), held_out = (parts[0].x, parts[0].y), parts[1]
-    other: Array = np.random.default_rng(5).random(held_out.x.shape, np.float32)
+    other = np.asarray(np.random.default_rng(5).random(held_out.x.shape), np.float32)
     found = [
         jr.tune(
             TINY, x, y, threat=THREAT, held_out=given, trials=3, steps=3, suite="naive",
