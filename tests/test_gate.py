@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from gates import CONFIG, Reports, edit, harden, run_gate, saturate, short_adaptive
+from onnx import TensorProto, helper
 
 import jr_onnx as jr
 from jr_onnx.cli import run
@@ -125,6 +127,19 @@ def test_an_invalid_attack_is_inconclusive(gate: Run, project: Path) -> None:
     # A floor that is held under an attack that does not work is not shown to be held.
     assert reports.shown("JR002") == ("error", True, True)
     assert reports.cases["pgd linf 0.1"] == "error"
+
+
+def test_of_several_outputs_one_is_named(gate: Run, project: Path) -> None:
+    proto = onnx.load(project / "net.onnx")
+    logits = proto.graph.output[0].name
+    proto.graph.output.append(
+        helper.make_tensor_value_info("relu_3", TensorProto.FLOAT, ["n", None])
+    )
+    onnx.save(proto, project / "net.onnx")
+    harden(project, jump=0.05)
+    assert gate().code == 3
+    _configure(project, evaluation=f'output = "{logits}"')
+    assert gate().code == 0
 
 
 def _configure(project: Path, **lines: str) -> None:

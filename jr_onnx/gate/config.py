@@ -115,6 +115,8 @@ class EvaluationTable(_Table):
     """auto takes CUDA where it works."""
     batch_size: Annotated[int, Field(ge=1)] = DEFAULT_BATCH_SIZE
     """Most examples in one run."""
+    output: str | None = None
+    """The output with the logits, of a model with several."""
 
     @field_validator("suite")
     @classmethod

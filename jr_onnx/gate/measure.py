@@ -102,6 +102,7 @@ def _evaluated(subject: Subject, progress: Progress) -> Evaluation:
         device=table.device,
         seed=table.seed,
         batch_size=table.batch_size,
+        output=table.output,
         progress=progress,
     )
 

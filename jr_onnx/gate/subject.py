@@ -31,7 +31,7 @@ class Subject:
         examples: x and y.
         steps: how they were made; their mean and std come before the models.
         threat: what the attacker may do.
-        evaluation: suite, seed, device and batch size.
+        evaluation: suite, seed, device, batch size, output.
         gates: the thresholds.
         baseline: tolerances, None where there is nothing to compare with.
         earlier: the figures to compare with, None where the baseline does not have this model.
@@ -58,7 +58,7 @@ class Subject:
         """Returns a model as it is attacked, in a session of its own."""
         seen = normalized(model, self.steps.mean, self.steps.std, layout=self.steps.layout)
         table = self.evaluation
-        return Target(seen, device=table.device, batch_size=table.batch_size)
+        return Target(seen, device=table.device, batch_size=table.batch_size, output=table.output)
 
     def require_contract(self) -> None:
         """Checks that the data looks like what the model, without its jumps, was made for.

@@ -25,6 +25,7 @@ epsilon = "8/255"
 suite = "adaptive"                # only this one sees gradient masking
 seed = 0
 device = "auto"                   # auto, cpu, cuda
+# output = "logits"               # of a model with several outputs
 
 [gates]                           # what is left out is not checked
 max_clean_accuracy_drop = 0.03    # JR001: upper end of the 95% interval
