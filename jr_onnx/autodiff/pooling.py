@@ -86,7 +86,8 @@ def max_pool(call: Call) -> str:
     each axis shares none: each such subset is scattered by itself, and the results are added.
     """
     emit = call.emit
-    _windows(call)
+    if call.attribute("ceil_mode", 0):
+        _windows(call)
     if tiles := _tiles(call):
         return _first_maxima(call, *tiles)
     _count_by_rows(call)
@@ -116,14 +117,16 @@ def _windows(call: Call) -> tuple[Windows, bool]:
     """
     windows = Windows.of(call, list(call.attribute("kernel_shape")))
     ceil = bool(call.attribute("ceil_mode", 0))
+    if not ceil or windows.pads is None:
+        return windows, ceil
     size, inferred = call.shape(call.x)[2:], list(call.shape(call.y)[2:])
-    if ceil and windows.pads and all(isinstance(length, int) for length in (*size, *inferred)):
-        number = windows.count(size, windows.pads, ceil=True)
-        if number != inferred:
-            raise NotImplementedError(
-                f"with ceil_mode onnx infers {inferred} windows, there are {number}: take opset 22 "
-                "or newer, or no ceil_mode"
-            )
+    known = all(isinstance(length, int) for length in (*size, *inferred))
+    number = windows.count(size, windows.pads, ceil=True) if known else inferred
+    if number != inferred:
+        raise NotImplementedError(
+            f"with ceil_mode onnx infers {inferred} windows, there are {number}: take opset 22 "
+            "or newer, or no ceil_mode"
+        )
     return windows, ceil
 
 
