@@ -18,7 +18,7 @@ from jr_onnx.attacks import ThreatModel
 from jr_onnx.attacks.attack import check_examples
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import ParameterError, TuningError
-from jr_onnx.evaluate import Evaluation, check_fit, evaluate
+from jr_onnx.evaluate import check_fit, evaluate
 from jr_onnx.model import Model
 from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.rewrite import Site, Skipped, find_sites, original_of, retrofit
@@ -108,46 +108,38 @@ def tune(
     aim = find_objective(objective, threat, steps=steps)
     find_suite(suite, threat.norm)
     tuned, reported = _parts(x, y, held_out, threat, report_share, seed)
-    preparation = preprocessing or Preprocessing()
+    steps_before = preprocessing or Preprocessing()
     plain = original_of(model)
-    seen_as = normalized(plain, preparation.mean, preparation.std, layout=preparation.layout)
+    seen_as = normalized(plain, steps_before.mean, steps_before.std, layout=steps_before.layout)
     sites, skipped, seen = _observed(seen_as, tuned, device, batch_size)
     # The real thing first: what a retrofit refuses, it refuses before any long work.
     retrofit(plain, jumps={site.path: site.jump for site in sites}, partial=partial)
+    per_channel = jump_scope == "per-channel"
     target = JumpTarget(
-        seen_as,
-        sites,
-        per_channel=jump_scope == "per-channel",
-        device=device,
-        batch_size=batch_size,
+        seen_as, sites, per_channel=per_channel, device=device, batch_size=batch_size
     )
     check_fit(target.original, tuned.x, tuned.y)
     judge = Judge(target, tuned, aim, max_accuracy_drop, seed, batch_size)
-    ledger = Ledger()
-    if resume is not None:
-        ledger = StoredLedger(Path(resume), _about(seen_as, judge, jump_scope))
-    with closing(ledger):
+    about = _about(seen_as, judge, jump_scope) if resume is not None else {}
+    with closing(StoredLedger(Path(resume), about) if resume is not None else Ledger()) as ledger:
         curves = Search(judge, ledger, sites, seen, seed, progress).run(jump_scope, trials)
     points = tuple(ledger.points)
     best = best_of(points[1:], judge.least)
-
-    def report() -> Evaluation:
-        hardened = retrofit(plain, jumps=best.jumps, partial=partial).model if best else plain
-        return evaluate(
-            hardened,
-            reported.x,
-            reported.y,
-            threat=threat,
-            suite=suite,
-            baseline=plain if best else None,
-            preprocessing=preprocessing,
-            device=device,
-            seed=seed,
-            batch_size=batch_size,
-            checkpoint=Checkpoint(resume) if resume is not None else None,
-            progress=_told(progress, len(reported)),
-        )
-
+    hardened = retrofit(plain, jumps=best.jumps, partial=partial).model if best else plain
+    evaluation = evaluate(
+        hardened,
+        reported.x,
+        reported.y,
+        threat=threat,
+        suite=suite,
+        baseline=plain if best else None,
+        preprocessing=preprocessing,
+        device=device,
+        seed=seed,
+        batch_size=batch_size,
+        checkpoint=Checkpoint(resume) if resume is not None else None,
+        progress=_told(progress, len(reported)),
+    )
     return Tuning(
         model=plain,
         threat=threat,
@@ -161,7 +153,7 @@ def tune(
         activations=seen,
         curves=curves,
         points=points,
-        report=report(),
+        report=evaluation,
     )
 
 
