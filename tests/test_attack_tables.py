@@ -126,36 +126,62 @@ def test_a_point_outside_the_ball_does_not_count(
         return stretched
 
     monkeypatch.setitem(compare_attacks.LIBRARIES, library, ("numpy", stranger))
-    ours = contest.run(case, compare_attacks.OURS).table
-    theirs = contest.run(case, library).table
+    ours, _ = contest.run(case, compare_attacks.OURS, 0)
+    theirs, _ = contest.run(case, library, 0)
     correct = contest.target.logits(contest.data.x[:40]).argmax(1) == contest.data.y[:40]
     assert ours.sum() < correct.sum(), "the step breaks some"
-    assert np.array_equal(theirs, ours if counts else correct[None])
+    assert np.array_equal(theirs, ours if counts else correct)
 
 
 def test_what_is_finished_is_not_run_again(
-    compare_attacks: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    case = _case(compare_attacks, examples=10, others={"absent": ("step", {})})
-    monkeypatch.setitem(compare_attacks.LIBRARIES, "absent", ("no_such_module", None))
+    seen: list[int] = []
+
+    def stranger(world: Any, name: str, options: Any, case: Any, seed: int) -> Array:
+        seen.append(seed)
+        if seed == 2 and seen.count(2) == 1:
+            raise KeyboardInterrupt
+        there: Array = world.x
+        return there
+
+    case = _case(compare_attacks, examples=10, seeds=3)
+    monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", stranger))
     monkeypatch.setattr(compare_attacks, "cases", lambda: [case])
-    path = tmp_path / "results.json"
-    first = compare_attacks.compare(path, [case], again=False)
-    assert first[case.key]["absent"].failed == "not installed"
-    again = compare_attacks.compare(path, [case], again=False)
-    assert again[case.key]["jr_onnx"] == first[case.key]["jr_onnx"]
-    assert "not installed" in compare_attacks.table(again)
+    monkeypatch.setattr(compare_attacks, "Contest", lambda: contest)
+    with pytest.raises(KeyboardInterrupt):
+        compare_attacks.compare(tmp_path, [case])
+    results = compare_attacks.compare(tmp_path, [case])
+    assert seen == [0, 1, 2, 2]
+    assert compare_attacks.compare(tmp_path, [case]) == results
+    assert seen == [0, 1, 2, 2]
+    assert len(results[case.key]["foolbox"].robust) == 3
+    assert "| 10 x 3 |" in compare_attacks.table(results)
+    # Results of another number of examples do not fit.
+    fewer = _case(compare_attacks, examples=9, seeds=3)
+    assert not compare_attacks.stored(tmp_path, fewer, "foolbox").robust
 
 
-def test_a_failure_of_another_library_is_a_cell(
-    compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_library_that_is_absent_or_fails_is_a_cell_and_is_tried_again(
+    compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: Any) -> Array:
         raise TypeError("no such option")
 
+    others = {"absent": ("step", {}), "foolbox": ("step", {})}
+    case = _case(compare_attacks, examples=10, others=others)
+    monkeypatch.setitem(compare_attacks.LIBRARIES, "absent", ("no_such_module", None))
     monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", broken))
-    found = compare_attacks._tried(contest, _case(compare_attacks), "foolbox")
-    assert found.failed == "TypeError: no such option"
+    monkeypatch.setattr(compare_attacks, "cases", lambda: [case])
+    monkeypatch.setattr(compare_attacks, "Contest", lambda: contest)
+    found = compare_attacks.compare(tmp_path, [case])
+    assert found[case.key]["absent"].failed == "not installed"
+    assert found[case.key]["foolbox"].failed == "TypeError: no such option"
+    row = compare_attacks.table(found)
+    assert "not installed" in row
+    assert "failed" in row
+    monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", lambda world, *_: world.x))
+    assert compare_attacks.compare(tmp_path, [case])[case.key]["foolbox"].robust
 
 
 def test_every_comparison_has_a_key_of_its_own(compare_attacks: Any) -> None:

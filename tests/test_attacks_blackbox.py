@@ -26,6 +26,8 @@ SHAPE = (6, 6)
 ALL: list[tuple[Attack, str, float]] = [
     (Square(queries=300), "linf", 0.012),
     (Square(queries=300), "l2", 0.06),
+    (Square(queries=300, polish=0.5), "linf", 0.012),
+    (Square(queries=300, polish=0.5), "l2", 0.06),
     (SimBA(queries=300, step_size=0.02), "linf", 0.012),
     (SimBA(queries=300, step_size=0.02), "l2", 0.06),
     (SimBA(queries=300, step_size=0.02, basis="dct"), "l2", 0.06),
@@ -82,16 +84,30 @@ def test_square_breaks_within_5_percent_of_the_distance(shape: tuple[int, ...]) 
     assert found.robust[distance > epsilon * (1 + 1e-5)].all()
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (40,)])
-def test_square_in_l2_nears_the_distance(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "polish", "short"),
+    [
+        ((8, 8), 0.0, 1.4),
+        ((40,), 0.0, 1.4),
+        ((8, 8), 0.5, 1.05),
+        ((40,), 0.5, 1.05),
+        ((3, 4, 4), 0.5, 1.05),
+    ],
+)
+def test_square_in_l2_nears_the_distance(
+    shape: tuple[int, ...], polish: float, short: float
+) -> None:
     # Its smallest window has 3 pixels a side, and a random linear model no such structure.
     model = random_linear(classes=5, shape=shape)
-    x, y = points(model, 60, shape)
+    x, y = points(model, 40, shape)
     distance = model.distances(x, y, dual=2)
     epsilon = float(np.median(distance)) * 1.2
-    found = Square(queries=5000).run(Blind(model), x, y, ThreatModel(norm="l2", epsilon=epsilon))
-    assert not found.robust[distance < epsilon / 1.4].any()
+    threat = ThreatModel(norm="l2", epsilon=epsilon)
+    found = Square(queries=5000, polish=polish).run(Blind(model), x, y, threat)
+    assert not found.robust[distance < epsilon / short].any()
     assert found.robust[distance > epsilon].all()
+    if polish:
+        assert (np.abs(distance / epsilon - 0.93) < 0.06).any(), "the test needs close calls"
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -191,6 +207,7 @@ def test_the_batching_changes_nothing(
     [
         (lambda n: Square(queries=n), "linf"),
         (lambda n: Square(queries=n), "l2"),
+        (lambda n: Square(queries=n, polish=0.5), "l2"),
         (lambda n: SimBA(queries=n), "l2"),
         (lambda n: SimBA(queries=n, basis="dct"), "linf"),
         (lambda n: HopSkipJump(queries=n), "l2"),
@@ -349,6 +366,7 @@ def test_threat_models_that_do_not_fit(attack: Attack, threat: ThreatModel, mess
     [
         (Square, {"queries": 0}, "queries must be at least 1"),
         (Square, {"area": 0.0}, r"area must be in \(0, 1\]"),
+        (Square, {"polish": 1.5}, r"polish must be in \[0, 1\]"),
         (SimBA, {"basis": "wavelet"}, "basis must be one of pixel, dct, got 'wavelet'"),
         (SimBA, {"step_size": 0.0}, "step_size must be > 0"),
         (SimBA, {"frequencies": 0}, "frequencies must be at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,46 @@ def test_targets_find_the_nearest_of_many_classes(attack: Attack, norm: str) -> 
     found = attack.run(model, x, y, ThreatModel(norm=norm, epsilon=epsilon))
     clear = np.abs(distance / epsilon - 1) > 2e-3
     assert np.array_equal(found.robust[clear], (distance > epsilon)[clear])
+
+
+@norms
+@pytest.mark.parametrize(
+    "make",
+    [FGSM, PGD, partial(PGD, loss="margin", restarts=2), MIFGSM],
+    ids=["fgsm", "pgd", "pgd-margin", "mifgsm"],
+)
+def test_a_target_is_reached_as_far_as_it_can_be(make: Any, norm: str) -> None:
+    model = random_linear(classes=4, shape=SHAPE)
+    x, y = points(model, 200, SHAPE)
+    wanted = (y + 2) % 4
+    z, rows = model.logits(x).astype(np.float64), np.arange(len(x))
+    slope = np.linalg.norm(model.w.T[wanted] - model.w.T[y], ord=DUAL[norm], axis=1)
+    distance = (z[rows, y] - z[rows, wanted]) / slope  # to the target, past the label alone
+    epsilon = 3 * float(np.median(distance))
+    threat = ThreatModel(norm=norm, epsilon=epsilon, bounds=(-3, 4))
+    attack = make(target_classes=wanted.tolist())
+    found = attack.run(model, x, y, threat, batch_size=64)
+    there = model.logits(found.x_adv).argmax(axis=1) == wanted
+    assert not there[distance > epsilon * (1 + 1e-4)].any()
+    free = make().run(model, x, y, threat)
+    assert there.mean() > 0.5 > (model.logits(free.x_adv).argmax(axis=1) == wanted).mean()
+    if not isinstance(attack, FGSM):  # whose one step need not end at the target's vertex
+        assert there[distance < epsilon / 2].mean() > 0.9
+
+
+@pytest.mark.parametrize("make", [FGSM, PGD, MIFGSM])
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([0, 1], "one class for each example"),
+        ([7] * 200, "classes below 5 other than the label"),
+        ([0, 1, 2, 3, 4] * 40, "classes below 5 other than the label"),
+    ],
+)
+def test_targets_that_do_not_fit(make: Any, wanted: Any, message: str, mlp: Any) -> None:
+    model, x, y = mlp
+    with pytest.raises(ParameterError, match=message):
+        make(target_classes=wanted).run(model, x, y, ThreatModel(epsilon=0.05))
 
 
 def test_restarts_break_more_and_lose_nothing(mlp: Any) -> None:

@@ -145,5 +145,5 @@ def test_millions_of_points_are_inside() -> None:
         for ball in _balls(attack):
             for bounds in BOUNDS:
                 for dtype in (np.float16, np.float32, np.float64):
-                    total += _moved(attack, ball, dtype, bounds, int(share * 10_000))
+                    total += _moved(attack, ball, dtype, bounds, int(share * 7000))
     assert total > 2_000_000

@@ -17,6 +17,13 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], *, text: int 
     return "\n".join(f"| {' | '.join(row)} |" for row in (titles, rule, *rows)) + "\n"
 
 
+def content(path: Path, name: str) -> str:
+    """Returns what is between the marks of a name, empty where there are none."""
+    whole = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, _, rest = whole.partition(f"<!-- {name} -->\n")
+    return rest.partition(f"<!-- /{name} -->\n")[0]
+
+
 def put(path: Path, name: str, content: str) -> None:
     """Replaces what is between the marks of a name; at the end of the file where there are none.
 

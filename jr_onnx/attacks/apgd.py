@@ -21,6 +21,7 @@ import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
 from jr_onnx.attacks.batch import (
+    Goal,
     check_classes,
     check_classes_of,
     check_loss,
@@ -104,7 +105,7 @@ class APGD(Attack):
             partial(run, number, targets)
             for number, targets in enumerate(self._targets(target, x, y))
         )
-        return in_turn(target, x, y, searches)
+        return in_turn(target, x, Goal(y), searches)
 
     def _targets(self, target: Classifier, x: Array, y: Array) -> list[Array | None]:
         """Returns the targets of each run, None for no target."""
@@ -120,7 +121,7 @@ class APGD(Attack):
         start: Array,
         targets: Array | None,
     ) -> Array:
-        run = partial(climb, target, x, y, loss=self.loss, targets=targets)
+        run = partial(climb, target, x, Goal(y), loss=self.loss, targets=targets)
         if threat.norm != "l1":
             ascent: _Ascent = _Momentum(self, x, threat, start, self.steps)
             return run(threat, ascent, start=start, steps=self.steps)

@@ -1,6 +1,7 @@
 """What attacks on a batch share: the loop, random numbers of each example, scores, grids.
 
-climb      x_{t+1} = project(move(x_t, loss, gradient)); an example leaves when misclassified
+Goal       away from the label, or towards one class
+climb      x_{t+1} = project(move(x_t, loss, gradient)); an example leaves when the goal is reached
 in_turn    one search after another (restarts, targets) on the examples that are left
 scores     logits, or log(p) where the model gives probabilities
 Grid       (batch, ...) <-> (batch, channels, height, width)
@@ -8,14 +9,14 @@ Grid       (batch, ...) <-> (batch, channels, height, width)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Classifier
-from jr_onnx.attacks.nearest import misclassified
+from jr_onnx.attacks.nearest import chosen_targets, misclassified, reached
 from jr_onnx.attacks.threat import ThreatModel
 from jr_onnx.autodiff.losses import LABELS, LOSSES, find_loss
 from jr_onnx.errors import ParameterError
@@ -26,10 +27,46 @@ Array = np.ndarray[Any, Any]
 Move = Callable[[Array, Array, Array, Array], Array]
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What the examples of a batch are to become.
+
+    Attributes:
+        classes: int `(batch,)`: their labels, or the classes they are to be given.
+        towards: whether it is the latter.
+    """
+
+    classes: Array
+    towards: bool = False
+
+    @classmethod
+    def of(
+        cls, chosen: Sequence[int] | None, target: Classifier, x: Array, y: Array, indices: Array
+    ) -> Goal:
+        """Returns away from the labels, or towards the classes that were chosen for all the data.
+
+        Raises:
+            ParameterError: they do not fit the examples or the model.
+        """
+        if chosen is None:
+            return cls(y)
+        classes = target.logits(x[:1]).shape[1]
+        return cls(chosen_targets(chosen, y, indices, classes), towards=True)
+
+    @property
+    def sign(self) -> int:
+        """Of the gradient of a loss that grows away from the classes."""
+        return -1 if self.towards else 1
+
+    def reached(self, z: Array, rows: Array) -> Array:
+        """Whether the examples `rows`, of these logits, are what they are to become, bool."""
+        return (reached if self.towards else misclassified)(z, self.classes[rows])
+
+
 def climb(
     target: Classifier,
     x: Array,
-    y: Array,
+    goal: Goal,
     threat: ThreatModel,
     move: Move,
     *,
@@ -39,54 +76,55 @@ def climb(
     targets: Array | None = None,
     leave: bool = True,
 ) -> Array:
-    """Moves each example uphill until it is misclassified, at most `steps` times.
+    """Moves each example uphill until the goal is reached, at most `steps` times.
 
     Args:
         target: the classifier.
         x: `(batch, ...)`.
-        y: int `(batch,)`.
+        goal: for each of them.
         threat: into which every point is projected.
         move: makes the next point.
         start: like x, the first points.
         steps: gradients, and moves, of each example.
         loss: a name in `jr_onnx.autodiff.LOSSES`.
         targets: int `(batch,)`, where the loss has one.
-        leave: whether a misclassified example leaves the batch.
+        leave: whether an example leaves the batch at its goal.
 
     Returns:
-        Like x: the first misclassified point of each example, or its last, which was not tried.
+        Like x: the first point of each example at its goal, or its last, which was not tried.
     """
     x_adv, alive = start.copy(), np.arange(len(x))
     for _ in range(steps):
         aims = None if targets is None else targets[alive]
-        found = target.differentiate(x_adv[alive], y[alive], loss=loss, targets=aims)
-        kept = ~misclassified(found.logits, y[alive]) if leave else np.ones(len(alive), bool)
+        found = target.differentiate(x_adv[alive], goal.classes[alive], loss=loss, targets=aims)
+        kept = ~goal.reached(found.logits, alive) if leave else np.ones(len(alive), bool)
         alive = alive[kept]
         if not len(alive):
             break
-        moved = move(alive, x_adv[alive], found.loss[kept], found.gradient[kept])
+        uphill = goal.sign * found.gradient[kept]
+        moved = move(alive, x_adv[alive], goal.sign * found.loss[kept], uphill)
         x_adv[alive] = threat.project(moved, x[alive])
     return x_adv
 
 
 def in_turn(
-    target: Classifier, x: Array, y: Array, searches: Iterable[Callable[[Array], Array]]
+    target: Classifier, x: Array, goal: Goal, searches: Iterable[Callable[[Array], Array]]
 ) -> Array:
-    """Runs each search on the examples that the ones before did not break.
+    """Runs each search on the examples that the ones before did not bring to their goal.
 
     Args:
         target: the classifier.
         x: `(batch, ...)`.
-        y: int `(batch,)`.
+        goal: for each of them.
         searches: int `(rows,)`, the examples that are left -> a candidate for each.
 
     Returns:
-        Like x: what broke an example, else the last candidate.
+        Like x: the point of an example at its goal, else the last candidate.
     """
     x_adv, left = x.copy(), np.arange(len(x))
     for number, search in enumerate(searches):
         if number:
-            left = left[~misclassified(target.logits(x_adv[left]), y[left])]
+            left = left[~goal.reached(target.logits(x_adv[left]), left)]
         if not len(left):
             break
         x_adv[left] = search(left)

@@ -5,13 +5,14 @@ x_adv = project(x + epsilon * direction(gradient))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import check_classes_of, check_loss, radius
+from jr_onnx.attacks.batch import Goal, check_classes_of, check_loss, radius
 from jr_onnx.attacks.threat import NORMS, ThreatModel
 
 Array = np.ndarray[Any, Any]
@@ -23,6 +24,7 @@ class FGSM(Attack):
 
     Attributes:
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
+        target_classes: one for each example of the data, to be reached instead of any wrong class.
 
     References:
         Goodfellow et al.: Explaining and Harnessing Adversarial Examples (arXiv:1412.6572).
@@ -30,6 +32,7 @@ class FGSM(Attack):
 
     name = "fgsm"
     loss: str = "cross_entropy"
+    target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -47,9 +50,12 @@ class FGSM(Attack):
         """Returns the point of the step.
 
         Raises:
-            ParameterError: the loss needs more classes, or epsilon is inf.
+            ParameterError: the loss needs more classes, target classes do not fit, or epsilon is
+                inf.
         """
         check_classes_of(self.name, self.loss, target, x)
-        gradient = target.differentiate(x, y, loss=self.loss).gradient.astype(np.float64)
-        step = radius(self.name, threat) * NORMS[threat.norm].direction(gradient)
+        goal = Goal.of(self.target_classes, target, x, y, indices)
+        found = target.differentiate(x, goal.classes, loss=self.loss)
+        uphill = goal.sign * found.gradient.astype(np.float64)
+        step = radius(self.name, threat) * NORMS[threat.norm].direction(uphill)
         return threat.project(x + step, x)

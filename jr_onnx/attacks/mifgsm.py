@@ -6,13 +6,14 @@ x_{t+1} = project(x_t + step_size * direction(g_{t+1}))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import check_classes_of, check_loss, climb, radius
+from jr_onnx.attacks.batch import Goal, check_classes_of, check_loss, climb, radius
 from jr_onnx.attacks.nearest import check_at_least
 from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
 from jr_onnx.errors import ParameterError
@@ -29,6 +30,7 @@ class MIFGSM(Attack):
         step_size: in input units; epsilon / steps if None, as in the paper.
         momentum: mu, 1 in the paper.
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
+        target_classes: one for each example of the data, to be reached instead of any wrong class.
 
     References:
         Dong et al.: Boosting Adversarial Attacks with Momentum (arXiv:1710.06081).
@@ -39,6 +41,7 @@ class MIFGSM(Attack):
     step_size: float | None = None
     momentum: float = 1.0
     loss: str = "cross_entropy"
+    target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps)
@@ -60,7 +63,8 @@ class MIFGSM(Attack):
         """Returns the first misclassified iterate of each example, or its last.
 
         Raises:
-            ParameterError: the loss needs more classes, or epsilon is inf and step_size None.
+            ParameterError: the loss needs more classes, target classes do not fit, or epsilon is
+                inf and step_size None.
         """
         check_classes_of(self.name, self.loss, target, x)
         step_size = self.step_size or radius(self.name, threat) / self.steps
@@ -74,4 +78,5 @@ class MIFGSM(Attack):
             moved: Array = points + step_size * NORMS[threat.norm].direction(running[rows])
             return moved
 
-        return climb(target, x, y, threat, move, start=x, steps=self.steps, loss=self.loss)
+        goal = Goal.of(self.target_classes, target, x, y, indices)
+        return climb(target, x, goal, threat, move, start=x, steps=self.steps, loss=self.loss)

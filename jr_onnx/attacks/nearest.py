@@ -10,6 +10,7 @@ The ratio is the distance to the boundary between y and t, were the logits linea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -79,6 +80,39 @@ def misclassified(z: Array, y: Array) -> Array:
     """Whether another class wins by more than rounding, bool `(batch,)`; NaN does not win."""
     wins: Array = margin(z, y) > rounding(z)
     return wins
+
+
+def reached(z: Array, classes: Array) -> Array:
+    """Whether a class wins by more than rounding, bool `(batch,)`; NaN does not win."""
+    wins: Array = margin(z, classes) < -rounding(z)
+    return wins
+
+
+def chosen_targets(given: Sequence[int], y: Array, indices: Array, classes: int) -> Array:
+    """Returns the class that each example is to become, int `(batch,)`.
+
+    Args:
+        given: one class for each example of the data.
+        y: int `(batch,)`, the labels.
+        indices: int `(batch,)`, which examples of the data these are.
+        classes: how many the model has.
+
+    Raises:
+        ParameterError: they do not fit.
+    """
+    whole = np.asarray(given)
+    if whole.ndim != 1 or whole.dtype.kind not in "iu" or indices.max() >= len(whole):
+        raise ParameterError(
+            f"target_classes must be one class for each example, got {whole.dtype} of shape "
+            f"{whole.shape} for example {indices.max()}"
+        )
+    chosen: Array = whole[indices]
+    if chosen.min() < 0 or chosen.max() >= classes or (chosen == y).any():
+        raise ParameterError(
+            f"target_classes must be classes below {classes} other than the label, got "
+            f"{chosen.tolist()} for labels {y.tolist()}"
+        )
+    return chosen
 
 
 class Boundary(NamedTuple):

@@ -23,6 +23,7 @@ from jr_onnx.attacks.nearest import (
     Nearest,
     check_at_least,
     check_positive,
+    chosen_targets,
     margin,
     rounding,
 )
@@ -165,7 +166,9 @@ class Penalty(Attack):
         classes = target.logits(x[:1]).shape[1]
         if classes < 2:
             raise ParameterError(f"{self.name} needs a rival class, the model has {classes}")
-        chosen = y if self.target_classes is None else self._targets(y, indices, classes)
+        chosen = y
+        if self.target_classes is not None:
+            chosen = chosen_targets(self.target_classes, y, indices, classes)
         hinge = Hinge(target, chosen, 1 if self.target_classes is None else -1, self.confidence)
         nearest, const = Nearest(x, threat), np.full(len(x), self.initial_const)
         low, high = np.zeros(len(x)), np.full(len(x), np.inf)
@@ -180,18 +183,3 @@ class Penalty(Attack):
             low[rows] = np.where(found, low[rows], const[rows])
             const = np.where(np.isinf(high), np.minimum(const * 10, _LARGEST), (low + high) / 2)
         return nearest.x_adv
-
-    def _targets(self, y: Array, indices: Array, classes: int) -> Array:
-        given = np.asarray(self.target_classes)
-        if given.ndim != 1 or given.dtype.kind not in "iu" or indices.max() >= len(given):
-            raise ParameterError(
-                f"target_classes must be one class for each example, got {given.dtype} of shape "
-                f"{given.shape} for example {indices.max()}"
-            )
-        chosen: Array = given[indices]
-        if chosen.min() < 0 or chosen.max() >= classes or (chosen == y).any():
-            raise ParameterError(
-                f"target_classes must be classes below {classes} other than the label, got "
-                f"{chosen.tolist()} for labels {y.tolist()}"
-            )
-        return chosen

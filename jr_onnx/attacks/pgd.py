@@ -5,14 +5,23 @@ x_0 = x + uniform noise in the ball;  x_{t+1} = project(x_t + step_size * direct
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import check_classes_of, check_loss, climb, in_turn, radius, reseeded
+from jr_onnx.attacks.batch import (
+    Goal,
+    check_classes_of,
+    check_loss,
+    climb,
+    in_turn,
+    radius,
+    reseeded,
+)
 from jr_onnx.attacks.nearest import check_at_least
 from jr_onnx.attacks.threat import NORMS, ThreatModel
 from jr_onnx.errors import ParameterError
@@ -33,6 +42,8 @@ class PGD(Attack):
         random_start: start at a random point of the ball instead of at x.
         restarts: starts, each on what the ones before did not break.
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
+        target_classes: one for each example of the data, to be reached instead of any wrong class:
+            the loss of that class goes down.
 
     References:
         Madry et al.: Towards Deep Learning Models Resistant to Adversarial Attacks
@@ -45,6 +56,7 @@ class PGD(Attack):
     random_start: bool = True
     restarts: int = 1
     loss: str = "cross_entropy"
+    target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps, restarts=self.restarts)
@@ -64,12 +76,14 @@ class PGD(Attack):
         seed: int,
         indices: Array,
     ) -> Array:
-        """Returns the first misclassified iterate of each example, or its last.
+        """Returns the first iterate of each example at its goal, or its last.
 
         Raises:
-            ParameterError: the loss needs more classes, or epsilon is inf and step_size None.
+            ParameterError: the loss needs more classes, target classes do not fit, or epsilon is
+                inf and step_size None.
         """
         check_classes_of(self.name, self.loss, target, x)
+        goal = Goal.of(self.target_classes, target, x, y, indices)
         step_size = self.step_size or 2.5 * radius(self.name, threat) / self.steps
 
         def move(rows: Array, points: Array, loss: Array, gradient: Array) -> Array:
@@ -84,7 +98,7 @@ class PGD(Attack):
             return climb(
                 target,
                 x[rows],
-                y[rows],
+                replace(goal, classes=goal.classes[rows]),
                 threat,
                 move,
                 start=start,
@@ -92,4 +106,4 @@ class PGD(Attack):
                 loss=self.loss,
             )
 
-        return in_turn(target, x, y, (partial(run, number) for number in range(self.restarts)))
+        return in_turn(target, x, goal, (partial(run, number) for number in range(self.restarts)))

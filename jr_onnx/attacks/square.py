@@ -4,6 +4,9 @@ x_0      = x + epsilon * (vertical stripes in linf, tiles of bumps in l2)
 x_{t+1}  = x_t changed inside a random square, if that makes the margin smaller
 
 The square's area falls with the queries. No gradient is used: what masks gradients does not matter.
+
+In l2 whole windows change hands, which ends 20% to 40% short of the best point even of a linear
+model, in the authors' code too. `polish` spends the last queries on single elements instead.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ class Square(Attack):
     Attributes:
         queries: forward passes of each example, at most.
         area: share of the image that the first squares cover; 0.8 in AutoAttack.
+        polish: share of the queries, the last ones, that change a single position; none in
+            AutoAttack. With 0.5, l2 comes within 5% of the best point of a linear model where
+            there are some 80 queries for each element.
 
     References:
         Andriushchenko et al.: Square Attack (arXiv:1912.00049).
@@ -48,11 +54,14 @@ class Square(Attack):
     norms = ("linf", "l2")
     queries: int = 5000
     area: float = 0.8
+    polish: float = 0.0
 
     def __post_init__(self) -> None:
         check_at_least(1, queries=self.queries)
         if not 0 < self.area <= 1:
             raise ParameterError(f"area must be in (0, 1], got {self.area}")
+        if not 0 <= self.polish <= 1:
+            raise ParameterError(f"polish must be in [0, 1], got {self.polish}")
 
     def search(
         self,
@@ -78,7 +87,9 @@ class Square(Attack):
         alive, lead = np.arange(len(x)), np.full(len(x), np.inf)
         candidates = best
         for query in range(self.queries):
-            if query:
+            if query > self.queries * (1 - self.polish):
+                candidates = squares.polish(alive, best[alive], draws.take(alive))
+            elif query:
                 share = self._share(query - 1)
                 candidates = squares.next(alive, best[alive], draws.take(alive), share)
             z = scores(target, grid.restore(candidates))
@@ -121,6 +132,10 @@ class _Squares(ABC):
             drawn: `(n, _DRAWN + channels)`, uniform in [0, 1).
             share: of the image, to be covered.
         """
+
+    @abstractmethod
+    def polish(self, rows: Array, best: Array, drawn: Array) -> Array:
+        """Returns points to try that differ at one position, given as to `next`."""
 
     def _sides(self, share: float, least: int = 1) -> tuple[int, int]:
         """Returns height and width of a square, or as near as the image lets it be one."""
@@ -175,6 +190,9 @@ class _Stripes(_Squares):
         points[window] = np.where(up, self._above[inside], self._below[inside])
         return points
 
+    def polish(self, rows: Array, best: Array, drawn: Array) -> Array:
+        return self.next(rows, best, drawn, share=0)
+
 
 class _Bumps(_Squares):
     """l2: one window's norm moves into a bump in another; what clipping left over, too."""
@@ -209,6 +227,15 @@ class _Bumps(_Squares):
         new = _unit(sign * bump + _unit(old, (2, 3)), (2, 3))
         delta[out_of] = 0
         delta[into] = new * np.sqrt(np.maximum(unused, 0) / self._channels + within)
+        return self._at_radius(rows, delta)
+
+    def polish(self, rows: Array, best: Array, drawn: Array) -> Array:
+        at = self._window(drawn[:, :2], (1, 1))
+        delta = best.astype(np.float64) - self._x[rows]
+        sign = np.where(drawn[:, _DRAWN:] < 0.5, -1.0, 1.0)[:, :, None, None]
+        # Of every size: the nearer to the optimum, the smaller the steps that still help.
+        size = self._threat.epsilon * drawn[:, 2, None, None, None] ** 2
+        delta[at] += sign * size
         return self._at_radius(rows, delta)
 
     def _at_radius(self, rows: Array, delta: Array) -> Array:
