@@ -237,7 +237,7 @@ def test_figures_come_from_the_retrofitted_model_on_examples_that_were_not_seen(
 def test_the_search_does_not_see_the_part_to_report_on() -> None:
     parts = split(X, Y, report_share=0.5, seed=0)
     (x, y), held_out = (parts[0].x, parts[0].y), parts[1]
-    other = np.asarray(np.random.default_rng(5).random(held_out.x.shape), np.float32)
+    other = 1 - held_out.x
     found = [
         jr.tune(
             TINY, x, y, threat=THREAT, held_out=given, trials=3, steps=3, suite="naive",
@@ -267,7 +267,8 @@ def test_every_scope_ends_in_a_model(scope: str) -> None:
     assert found.best is not None
     hardened = jr.retrofit(TINY, jumps=found.best.jumps).model
     assert jr.verify(TINY, hardened).equivalent
-    assert all(point.clean_accuracy >= found.least for point in found.points), "all in the budget"
+    proposed = [point for point in found.points if point.origin == scope]
+    assert all(point.clean_accuracy >= found.least for point in proposed), "all in the budget"
     lines = [point for point in found.points if point.origin in ("global", "quantile")]
     assert found.best.robustness >= max(point.robustness for point in lines)
     if scope == "per-channel":

@@ -52,7 +52,7 @@ def tuning_verdict(tuning: Tuning) -> str:
         )
     elif not tuning.helps:
         lines.append(
-            f"No jump helps: none of {_attacked(tuning)} that keep the budget has a higher "
+            f"No jump helps: none of {_attacked(tuning)} within the budget has a higher "
             f"{tuning.objective.measure} than the model without a jump "
             f"({_score(tuning.original.robustness, tuning)}); the best one has "
             f"{_score(best.robustness, tuning)}. What follows is of that one."
@@ -75,7 +75,7 @@ def tuning_verdict(tuning: Tuning) -> str:
 
 
 def _attacked(tuning: Tuning) -> str:
-    count = len(tuning.points) - 1
+    count = sum(point.clean_accuracy >= tuning.least for point in tuning.points[1:])
     return f"{count} candidates" if count != 1 else "1 candidate"
 
 
