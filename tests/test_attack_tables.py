@@ -162,6 +162,16 @@ def test_what_is_finished_is_not_run_again(
     assert not compare_attacks.stored(tmp_path, fewer, "foolbox").robust
 
 
+def test_rows_without_a_newer_result_stay(compare_attacks: Any) -> None:
+    known = [case for case in compare_attacks.cases() if case.norm == "linf"][:2]
+    found = compare_attacks.Found().more(np.array([True, False]), 0.1, 1.0)
+    results = [{case.key: {compare_attacks.OURS: found}} for case in known]
+    first = compare_attacks.table(results[0])
+    both = compare_attacks.table(results[1], first)
+    assert both == compare_attacks.table({**results[0], **results[1]})
+    assert compare_attacks.table(results[1], both) == both
+
+
 def test_a_library_that_is_absent_or_fails_is_a_cell_and_is_tried_again(
     compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
