@@ -178,7 +178,7 @@ def test_a_library_that_is_absent_or_fails_is_a_cell_and_is_tried_again(
     def broken(*_: Any) -> Array:
         raise TypeError("no such option")
 
-    others = {"absent": ("step", {}), "foolbox": ("step", {})}
+    others: dict[str, Any] = {"absent": ("step", {}), "foolbox": ("step", {})}
     case = _case(compare_attacks, examples=10, others=others)
     monkeypatch.setitem(compare_attacks.LIBRARIES, "absent", ("no_such_module", None))
     monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", broken))
@@ -199,3 +199,22 @@ def test_every_comparison_has_a_key_of_its_own(compare_attacks: Any) -> None:
     assert len(set(keys)) == len(keys)
     for case in compare_attacks.cases():
         assert set(case.others) <= set(compare_attacks.LIBRARIES)
+
+
+def test_the_share_of_the_best_point_of_a_linear_model(
+    tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    module = tools("compare_linear")
+    model = module.Linear(module.weights("smooth", 8))
+    x = np.full((2, 1, 8, 8), 0.5, np.float32)
+    best = x + module.EPSILON * model.w / np.linalg.norm(model.w)
+    np.testing.assert_allclose(model.share(best, x), 1, rtol=1e-6)
+    np.testing.assert_allclose(model.share(x, x), 0)
+    rise = np.diff(model.logits(best) - model.logits(x), axis=1)
+    np.testing.assert_allclose(rise, 2 * module.EPSILON * np.linalg.norm(model.w), rtol=1e-3)
+    monkeypatch.setattr(module, "QUERIES", 20)
+    monkeypatch.setattr(module, "theirs", lambda model, x: x)
+    rows = module.table().splitlines()[2:]
+    assert len(rows) == 4
+    assert all(row.endswith("| 0.0% |") for row in rows)
