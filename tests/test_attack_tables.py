@@ -162,13 +162,23 @@ def test_what_is_finished_is_not_run_again(
     assert not compare_attacks.stored(tmp_path, fewer, "foolbox").robust
 
 
+def test_rows_without_a_newer_result_stay(compare_attacks: Any) -> None:
+    known = [case for case in compare_attacks.cases() if case.norm == "linf"][:2]
+    found = compare_attacks.Found().more(np.array([True, False]), 0.1, 1.0)
+    results = [{case.key: {compare_attacks.OURS: found}} for case in known]
+    first = compare_attacks.table(results[0])
+    both = compare_attacks.table(results[1], first)
+    assert both == compare_attacks.table({**results[0], **results[1]})
+    assert compare_attacks.table(results[1], both) == both
+
+
 def test_a_library_that_is_absent_or_fails_is_a_cell_and_is_tried_again(
     compare_attacks: Any, contest: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: Any) -> Array:
         raise TypeError("no such option")
 
-    others = {"absent": ("step", {}), "foolbox": ("step", {})}
+    others: dict[str, Any] = {"absent": ("step", {}), "foolbox": ("step", {})}
     case = _case(compare_attacks, examples=10, others=others)
     monkeypatch.setitem(compare_attacks.LIBRARIES, "absent", ("no_such_module", None))
     monkeypatch.setitem(compare_attacks.LIBRARIES, "foolbox", ("numpy", broken))
@@ -189,3 +199,22 @@ def test_every_comparison_has_a_key_of_its_own(compare_attacks: Any) -> None:
     assert len(set(keys)) == len(keys)
     for case in compare_attacks.cases():
         assert set(case.others) <= set(compare_attacks.LIBRARIES)
+
+
+def test_the_share_of_the_best_point_of_a_linear_model(
+    tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    module = tools("compare_linear")
+    model = module.Linear(module.weights("smooth", 8))
+    x = np.full((2, 1, 8, 8), 0.5, np.float32)
+    best = x + module.EPSILON * model.w / np.linalg.norm(model.w)
+    np.testing.assert_allclose(model.share(best, x), 1, rtol=1e-6)
+    np.testing.assert_allclose(model.share(x, x), 0)
+    rise = np.diff(model.logits(best) - model.logits(x), axis=1)
+    np.testing.assert_allclose(rise, 2 * module.EPSILON * np.linalg.norm(model.w), rtol=1e-3)
+    monkeypatch.setattr(module, "QUERIES", 20)
+    monkeypatch.setattr(module, "theirs", lambda model, x: x)
+    rows = module.table().splitlines()[2:]
+    assert len(rows) == 4
+    assert all(row.endswith("| 0.0% |") for row in rows)

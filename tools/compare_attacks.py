@@ -589,10 +589,16 @@ def compare(
     folder: Path,
     chosen: Sequence[Case],
     *,
-    libraries: Collection[str] = (OURS, *LIBRARIES),
+    libraries: Collection[str] | None = None,
     again: bool = False,
 ) -> dict[str, dict[str, Found]]:
     """Runs the seeds that the folder of results does not have yet, and writes each.
+
+    Args:
+        folder: a file for each case and library.
+        chosen: the cases to run.
+        libraries: that run; all if None.
+        again: run ours again.
 
     Returns:
         By case and library, what the folder has of all cases that we have run.
@@ -607,7 +613,8 @@ def compare(
                 there[library] = Found()
         for seed, library in itertools.product(range(case.seeds), there):
             found = there[library]
-            if len(found.robust) != seed or found.failed or library not in libraries:
+            wanted = libraries is None or library in libraries
+            if not wanted or found.failed or len(found.robust) != seed:
                 continue
             there[library] = found = _tried(contest, case, library, found)
             _keep(folder, case, library, found)
@@ -761,7 +768,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="folder of what is finished")
     parser.add_argument("--only", default="", help="cases whose key has this text, case ignored")
     parser.add_argument(
-        "--libraries", nargs="+", default=[OURS, *LIBRARIES], choices=[OURS, *LIBRARIES]
+        "--libraries", nargs="+", choices=[OURS, *LIBRARIES], help="that run; all by default"
     )
     parser.add_argument("--again", action="store_true", help="run ours again")
     parser.add_argument("--no-run", action="store_true", help="only the tables of what is there")
