@@ -81,7 +81,7 @@ def test_a_jump_by_quantile(tmp_path: Path, seen: dict[str, Activations]) -> Non
     out, result = tmp_path / "h.onnx", tmp_path / "r.json"
     arguments = ["--jump-quantile", "0.2", "--data", str(SAMPLES / "mnist_test.npz")]
     model = str(SAMPLES / "lenet_mnist.onnx")
-    more = ["--steps", "1", "--device", "cpu", "--json", str(result)]
+    more = ["--epsilon", "0.001", "--steps", "1", "--device", "cpu", "--json", str(result)]
     assert run(["retrofit", model, *arguments, "-o", str(out), *more]) == Exit.OK
     jumps = {site["path"]: site["jump"] for site in json.loads(result.read_text())["sites"]}
     assert jumps == pytest.approx({path: each.quantile(0.2) for path, each in seen.items()})
