@@ -165,11 +165,23 @@ def test_what_is_finished_is_not_run_again(
 def test_rows_without_a_newer_result_stay(compare_attacks: Any) -> None:
     known = [case for case in compare_attacks.cases() if case.norm == "linf"][:2]
     found = compare_attacks.Found().more(np.array([True, False]), 0.1, 1.0)
-    results = [{case.key: {compare_attacks.OURS: found}} for case in known]
+    results = [{case.key: {compare_attacks.OURS: found, "ART": found}} for case in known]
     first = compare_attacks.table(results[0])
     both = compare_attacks.table(results[1], first)
     assert both == compare_attacks.table({**results[0], **results[1]})
     assert compare_attacks.table(results[1], both) == both
+
+
+def test_only_as_many_seeds_are_compared(compare_attacks: Any) -> None:
+    one = compare_attacks.Found().more(np.array([False, False]), 0.1, 1.0)
+    two = compare_attacks.Found().more(np.array([True, False]), 0.1, 1.0)
+    two = two.more(np.array([True, True]), 0.1, 1.0)
+    case = next(case for case in compare_attacks.cases() if case.seeds > 1)
+    results = {case.key: {compare_attacks.OURS: two, "ART": one, "foolbox": two}}
+    (row,) = compare_attacks.table(results).splitlines()[2:]
+    assert "75.0% [50.0..100.0]" in row
+    assert f"0.0% (1 of {case.seeds} seeds)" in row
+    assert "| +0.0 |" in row
 
 
 def test_a_library_that_is_absent_or_fails_is_a_cell_and_is_tried_again(

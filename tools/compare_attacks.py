@@ -601,7 +601,7 @@ def compare(
         again: run ours again.
 
     Returns:
-        By case and library, what the folder has of all cases that we have run.
+        By case and library, what the folder has of all cases that have two libraries or more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contest = Contest() if chosen else None
@@ -628,7 +628,7 @@ def compare(
         }
         for case in cases()
     }
-    return {key: found for key, found in results.items() if OURS in found}
+    return {key: found for key, found in results.items() if OURS in found and len(found) > 1}
 
 
 def stored(folder: Path, case: Case, library: str) -> Found:
@@ -692,7 +692,7 @@ def table(results: Mapping[str, Mapping[str, Found]], old: str = "") -> str:
             f"{case.name} ({case.budget})",
             f"{case.norm} {case.epsilon:g}",
             f"{case.examples} x {len(found[OURS].robust)}",
-            *(_share(found.get(library)) for library in (OURS, *libraries)),
+            *(_share(found.get(library), case.seeds) for library in (OURS, *libraries)),
             _difference(found),
             found[OURS].day,
         ]
@@ -740,7 +740,7 @@ def measured() -> str:
     return f"Measured on {date.today()} with {', '.join(versions)}.\n"
 
 
-def _share(found: Found | None) -> str:
+def _share(found: Found | None, seeds: int) -> str:
     """In percent, the mean of the seeds, and the lowest and highest of them."""
     if found is None:
         return ""
@@ -748,16 +748,22 @@ def _share(found: Found | None) -> str:
         return found.failed if found.failed == "not installed" else "failed"
     shares = 100 * found.table.mean(axis=1)
     spread = f" [{shares.min():.1f}..{shares.max():.1f}]" if len(shares) > 1 else ""
-    return f"{shares.mean():.1f}%{spread}"
+    part = f" ({len(shares)} of {seeds} seeds)" if len(shares) < seeds else ""
+    return f"{shares.mean():.1f}%{spread}{part}"
 
 
 def _difference(found: Mapping[str, Found]) -> str:
-    """In points, with the 95% interval of the paired difference where there is any."""
-    others = [each for name, each in found.items() if name != OURS and not each.failed]
+    """In points, with the 95% interval of the paired difference where there is any.
+
+    Only those count that have as many seeds: one seed alone is low or high by chance.
+    """
+    ours = found[OURS].table
+    others = [each.table for name, each in found.items() if name != OURS and not each.failed]
+    others = [each for each in others if len(each) == len(ours)]
     if not others:
         return ""
-    lowest = min(others, key=lambda each: float(each.table.mean()))
-    each = found[OURS].table.mean(axis=0) - lowest.table.mean(axis=0)
+    lowest = min(others, key=lambda each: float(each.mean()))
+    each = ours.mean(axis=0) - lowest.mean(axis=0)
     half = 1.96 * each.std(ddof=1) / np.sqrt(len(each))
     spread = f" [{100 * (each.mean() - half):+.1f}..{100 * (each.mean() + half):+.1f}]"
     return f"{100 * each.mean():+.1f}" + (spread if half else "")

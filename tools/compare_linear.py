@@ -62,8 +62,9 @@ def weights(kind: str, side: int) -> Array:
         return drawn
     frequency = np.fft.fftfreq(side) * side
     low = np.exp(-0.5 * (frequency[:, None] ** 2 + frequency**2) / 2.0**2)
-    blurred: Array = np.fft.ifft2(np.fft.fft2(drawn) * low).real
-    return blurred / blurred.std()
+    blurred = np.fft.ifft2(np.fft.fft2(drawn) * low).real
+    scaled: Array = blurred / blurred.std()
+    return scaled
 
 
 def ours(polish: float) -> Callable[[Linear, Array], Array]:
