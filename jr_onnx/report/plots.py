@@ -41,6 +41,24 @@ def require_matplotlib() -> Any:
     return matplotlib
 
 
+def require_plots(folder: Path, *, force: bool) -> None:
+    """Refuses plots that cannot be written, before any work is done.
+
+    Raises:
+        ParameterError: matplotlib is not installed.
+        OutputError: a file is there and `force` is not given, or it cannot be written.
+    """
+    require_matplotlib()
+    if folder.exists():
+        for name in _PICTURES:
+            for path in _paths(folder, name):
+                require_writable(path, force=force)
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}.{kind}" for kind in _FORMATS]
+
+
 def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Path]:
     """Writes the pictures into a folder, which is made if it is not there.
 
@@ -52,15 +70,14 @@ def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Pat
         OutputError: a file is there and `force` is not given, or it cannot be written.
     """
     matplotlib = require_matplotlib()
+    require_plots(folder, force=force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
     written = []
     for name, draw in _PICTURES.items():
-        paths = [folder / f"{name}.{kind}" for kind in _FORMATS]
-        for path in paths:
-            require_writable(path, force=force)
+        paths = _paths(folder, name)
         figure = matplotlib.figure.Figure(layout="constrained")
         draw(figure, tuning)
         for path in paths:
