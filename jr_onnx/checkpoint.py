@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from jr_onnx.attacks import AttackResult
 from jr_onnx.attacks.attack import Counts
+from jr_onnx.data.npz import UNREADABLE
 from jr_onnx.errors import DataError
 from jr_onnx.model import write_atomically
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> AttackResult:
             arrays = {name: stored[name] for name in _ARRAYS}
             counts = Counts(*map(int, stored["counts"]))
             return AttackResult(**arrays, counts=counts, seconds=float(stored["seconds"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *UNREADABLE) as error:
         raise DataError(
             f"{path}: this checkpoint cannot be read ({error}). Delete it, and run again"
         ) from error

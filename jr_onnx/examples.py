@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jr_onnx.data.npz import UNREADABLE
 from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.evaluate import Evaluation
 from jr_onnx.model import write_atomically
@@ -94,7 +94,7 @@ class AdversarialExamples:
                 about = json.loads(str(stored["about"]))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (TypeError, *UNREADABLE) as error:
             raise DataError(
                 f"{path}: holds no adversarial examples that jr-onnx attack -o wrote ({error})"
             ) from error

@@ -157,7 +157,7 @@ def diagnose(
         if np.isfinite(threat.epsilon):
             found += _of_the_attack(target, x, y, threat, chosen, seed)
             found += _of_the_steps(target, x, y, threat, chosen, outcomes, seed)
-    found += _of_the_blind(outcomes, correct)
+    found += _of_the_blind(target, outcomes, correct)
     return _named(target, found)
 
 
@@ -382,22 +382,34 @@ def _of_the_steps(
     ]
 
 
-def _of_the_blind(outcomes: Mapping[str, Outcome], correct: Array) -> list[Finding]:
+def _of_the_blind(target: Target, outcomes: Mapping[str, Outcome], correct: Array) -> list[Finding]:
     """Attacks that do not follow the model's gradient must break nothing that it does not show."""
-    seen = [each for each in outcomes.values() if each.trial.gradient not in _BLIND]
-    if not seen:
-        return []
-    left = np.logical_and.reduce([outcome.robust for outcome in seen])
+    # Without a jump a transfer searches on the model itself.
+    blind = _BLIND if rewrite.jumps_of(target.model) else ("none",)
+    tried, shown = np.zeros_like(correct), np.zeros_like(correct)
+    for outcome in outcomes.values():
+        if outcome.trial.gradient not in blind:
+            tried[outcome.indices] = True
+            shown |= _broken(outcome)
+    # In a cascade an attack that comes later saw nothing of what a blind one broke.
+    left = tried & ~shown
     found = []
     for name, outcome in outcomes.items():
-        extra = int((left & ~outcome.robust).sum())
-        if outcome.trial.gradient in _BLIND and extra > max(_TOLERANCE * correct.sum(), 1):
+        extra = int((left & _broken(outcome)).sum())
+        if outcome.trial.gradient in blind and extra > max(_TOLERANCE * correct.sum(), 1):
             found.append(
                 Finding(
                     "JR004",
                     "error",
                     f"gradient masking: {name}, which does not see the model's gradient, breaks "
-                    f"{extra} of {int(left.sum())} examples that all attacks on it left",
+                    f"{extra} of {int(left.sum())} examples that the attacks on it left",
                 )
             )
     return found
+
+
+def _broken(outcome: Outcome) -> Array:
+    """Returns bool `(samples,)`: what this trial broke itself, and none before it."""
+    broken = np.zeros_like(outcome.robust)
+    broken[outcome.indices] = ~outcome.robust[outcome.indices]
+    return broken

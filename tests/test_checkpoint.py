@@ -115,9 +115,31 @@ def test_a_damaged_checkpoint_is_named(lenet: jr.Model, mnist: jr.Dataset, tmp_p
 
     run()
     damaged = next(tmp_path.iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(DataError, match="this checkpoint cannot be read"):
-        run()
+    whole = damaged.read_bytes()
+    deflated = bytearray(whole)
+    deflated[len("x_adv.npy") + 50 : 200] = bytes(200 - 50 - len("x_adv.npy"))
+    for content in (whole[:100], bytes(deflated)):
+        damaged.write_bytes(content)
+        with pytest.raises(DataError, match="this checkpoint cannot be read"):
+            run()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # numpy, of a header that it can repair
+def test_a_flipped_bit_is_named_or_harmless(examples: AdversarialExamples, tmp_path: Path) -> None:
+    """Zip, deflate and numpy's header each have their own ways to say it."""
+    path = tmp_path / "adv.npz"
+    examples.save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    spoiled = 0
+    for at in [*range(120), *rng.integers(0, len(whole), 200)]:
+        content = bytearray(whole)
+        content[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            AdversarialExamples.load(path)
+        except DataError:
+            spoiled += 1
+    assert spoiled > 200
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

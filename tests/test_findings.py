@@ -54,12 +54,10 @@ def test_an_honest_model_is_not_flagged(
     assert _rules(lenet, mnist, threat) == set()
 
 
-@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
-def test_rounded_logits_are_flagged(
-    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
-) -> None:
-    broken = _with_tail(
-        lenet,
+def _rounded(model: jr.Model) -> jr.Model:
+    """A gradient that is there, and 0."""
+    return _with_tail(
+        model,
         [
             helper.make_node("Round", ["z"], ["r"]),
             helper.make_node("Mul", ["z", "none"], ["n"]),
@@ -67,8 +65,14 @@ def test_rounded_logits_are_flagged(
         ],
         none=0.0,
     )
+
+
+@pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
+def test_rounded_logits_are_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, threat: jr.ThreatModel
+) -> None:
     blind = {"JR004"} if threat.norm == "linf" else set()
-    assert {"JR005", "JR008"} | blind <= _rules(broken, mnist, threat)
+    assert {"JR005", "JR008"} | blind <= _rules(_rounded(lenet), mnist, threat)
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
@@ -202,6 +206,48 @@ def test_a_transfer_that_breaks_what_the_gradient_did_not_is_flagged(
     )
     flagged = {each.rule for each in found.findings if each.level == "error"}
     assert flagged & {"JR004", "JR006"}
+
+
+def test_what_square_breaks_is_flagged_wherever_it_is_in_a_cascade(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    """A broken example leaves: an attack on the gradient after Square says nothing of it."""
+    square = Trial(name="square", attack=Square(queries=60))
+    own = Trial(name="pgd", attack=PGD(steps=2))
+    again = Trial(name="soft", attack=PGD(steps=2), surrogate="soft:10%")
+    threat = jr.ThreatModel(epsilon=0.3)
+    for trials, said in [((own, square, again), True), ((square, own), False)]:
+        found = jr.evaluate(
+            _rounded(lenet),
+            mnist.x[:20],
+            mnist.y[:20],
+            threat=threat,
+            suite=Suite("mine", trials),
+            device="cpu",
+        )
+        messages = [each.message for each in found.findings if each.rule == "JR004"]
+        assert bool(messages) == said
+        broken = 20 - int(found.models[0].robust.sum())
+        assert all(
+            f"square, which does not see the model's gradient, breaks {broken} of 20" in each
+            for each in messages
+        )
+
+
+def test_without_a_jump_a_transfer_is_an_attack_on_the_model_itself(
+    lenet: jr.Model, mnist: jr.Dataset
+) -> None:
+    suite = Suite(
+        "own",
+        (
+            Trial(name="fgsm", attack=FGSM()),
+            Trial(name="transfer", attack=PGD(steps=10), source=0.0),
+        ),
+    )
+    found = jr.evaluate(lenet, mnist.x[:40], mnist.y[:40], threat=THREAT, suite=suite, device="cpu")
+    left = [outcome.robust.sum() for outcome in found.models[0].outcomes.values()]
+    assert left[0] > left[1] + 1
+    assert all(each.rule != "JR004" for each in found.findings)
 
 
 def test_transfers_from_an_original_that_is_lost_are_left_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from jr_onnx.data.dataset import Array, check_labels
 from jr_onnx.errors import DataError
 
 _ARRAY_MAGIC, _ZIP_MAGICS = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
-_UNREADABLE = (
+# What zipfile and numpy raise on a damaged file, other than OSError.
+UNREADABLE = (
     ValueError,
     EOFError,
     KeyError,
@@ -24,6 +26,7 @@ _UNREADABLE = (
     NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,
+    tokenize.TokenError,  # numpy, of a damaged header
 )
 
 
@@ -130,7 +133,7 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({reason}). Check the path of the data") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a readable .npz file ({error}). Save it again") from error
 
 
