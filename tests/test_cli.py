@@ -521,7 +521,7 @@ def test_the_whole_command_line_runs_without_torch(here: Path) -> None:
     code = WITHOUT.format(module="torch")
     for arguments in (
         ["inspect", "net.onnx"],
-        [*RETROFIT, "--data", "test.npz", "--steps", "2", "--device", "cpu"],
+        [*RETROFIT, "--data", "test.npz", "--epsilon", "0.01", "--device", "cpu"],
         ["verify", "net.onnx", "net.jr.onnx"],
         ["restore", "net.jr.onnx", "-o", "back.onnx"],
     ):
