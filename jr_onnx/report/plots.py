@@ -41,6 +41,25 @@ def require_matplotlib() -> Any:
     return matplotlib
 
 
+def require_plots(folder: Path, *, force: bool = False) -> None:
+    """Refuses pictures that cannot be written, before any work is done.
+
+    Raises:
+        ParameterError: matplotlib is not installed.
+        OutputError: a file is there and `force` is not given, or the folder is none.
+    """
+    require_matplotlib()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
+    for path in _files(folder):
+        if path.exists():
+            require_writable(path, force=force)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / f"{name}.{kind}" for name in _PICTURES for kind in _FORMATS]
+
+
 def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Path]:
     """Writes the pictures into a folder, which is made if it is not there.
 
