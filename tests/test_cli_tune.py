@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny import tiny_data, tiny_model
 
@@ -28,6 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x, y = tiny_data(model, 30, seed=2)
     np.savez(tmp_path / "other.npz", x=x, y=y)
     monkeypatch.chdir(tmp_path)
+    # That PGD stands still on a network this small is another test's business.
+    monkeypatch.setattr("jr_onnx.runs.diagnose", lambda *_: ())
     return tmp_path
 
 
@@ -86,6 +89,43 @@ def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "relu1" in (folder / "plots" / "jumps.svg").read_text()
     assert _run("--data", "data.npz", "--plot", "plots") == Exit.ERROR, "before any work"
     assert "is there already" in capsys.readouterr().err
+
+
+def test_pictures_that_are_there_are_no_surprise_at_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("jr_onnx.cli.tuning.search", lambda *_, **__: pytest.fail("worked first"))
+    (folder / "plots").mkdir()
+    (folder / "plots" / "jumps.svg").write_text("mine")
+    assert _run("--data", "data.npz", "--plot", "plots") == Exit.ERROR
+    assert "jumps.svg: is there already" in capsys.readouterr().err
+    assert _run("--data", "data.npz", "--plot", "net.onnx", "--force") == Exit.ERROR
+    assert "net.onnx: is a file" in capsys.readouterr().err
+
+
+def test_of_several_outputs_one_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proto = tiny_model().parse()
+    relu = onnx.helper.make_tensor_value_info("relu1", onnx.TensorProto.FLOAT, ["n", 16])
+    proto.graph.output.append(relu)
+    onnx.save(proto, folder / "net.onnx")
+    assert _run("--data", "data.npz", "--trials", 1) == Exit.ERROR
+    assert "--output-name" in capsys.readouterr().err
+    named = ("--output-name", "z2", "--trials", 1, "--json", "out.json")
+    assert _run("--data", "data.npz", *named) == Exit.OK
+    assert json.loads((folder / "out.json").read_bytes())["original"]["clean_accuracy"] == 1.0
+
+
+def test_figures_that_mean_nothing_are_inconclusive(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = np.load("data.npz")
+    kept = data["y"] < 2
+    np.savez("shifted.npz", x=data["x"][kept], y=data["y"][kept] + 1)
+    found = _run("--data", "shifted.npz", "--trials", 1, "-o", "jumps.toml")
+    assert found == Exit.INCONCLUSIVE
+    assert "JR006 error" in capsys.readouterr().out
+    assert (folder / "jumps.toml").exists()
 
 
 def test_the_same_result_makes_the_same_picture(folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import xmlschema
 from gates import CONFIG, HERE, harden, run_gate
 
+from jr_onnx.cli import gating
 from jr_onnx.errors import SessionError
 from jr_onnx.gate import RULES, Check, GateResult, ModelResult, Status, fingerprint
 from jr_onnx.report.junit import junit
@@ -91,6 +92,8 @@ def test_paths_are_relative_to_the_repository(
     location = json.loads(sarif(result, exit_code=1))["runs"][0]["results"][0]["locations"][0]
     expected = {"uri": "nets/a%20b.onnx", "uriBaseId": "%SRCROOT%"}
     assert location["physicalLocation"]["artifactLocation"] == expected
+    # A name that is no UTF-8, as the system gives it.
+    assert b"a%FF.onnx" in sarif(_result(_check(Status.FAIL), path="a\udcff.onnx"), exit_code=1)
 
 
 def test_each_status_has_its_place_in_every_report() -> None:
@@ -149,17 +152,39 @@ def test_a_run_that_breaks_off_says_so_in_every_report(
     assert summary.read_text() == f"before\n{reports.markdown}"
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("oh"), 4), (OSError(28, "No space left", "x"), 3)]
+)
 def test_a_bug_of_ours_is_no_verdict(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: int,
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("oh")
+        raise error
 
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     monkeypatch.setattr("jr_onnx.cli.gating.run_gate", broken)
     reports = run_gate(here, lambda: capsys.readouterr().err)
-    assert reports.code == 4
-    assert reports.json["error"] == "oh"
+    assert reports.code == code
+    assert reports.json["error"] == str(error)
+    assert reports.sarif["runs"][0]["invocations"][0]["exitCode"] == code
+
+
+def test_reports_are_written_although_nobody_reads_the_output(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    monkeypatch.setattr("jr_onnx.cli.gating.run_gate", lambda *_, **__: _result())
+    monkeypatch.setattr("jr_onnx.cli.gating.say", gone)
+    with pytest.raises(BrokenPipeError):
+        gating.gate(Path("jr-onnx.toml"), junit=Path("gate.xml"))
+    assert (here / "gate.xml").exists()
 
 
 def test_what_was_finished_before_an_error_is_kept(
@@ -196,6 +221,10 @@ def test_nothing_is_overwritten_unasked(here: Path, capsys: pytest.CaptureFixtur
     assert run(["gate", "--junit", "gate.xml"]) == 3
     assert run(["gate", "--junit", "jr-onnx.toml", "--force"]) == 2
     assert run(["gate", "--junit", "x.xml", "--sarif", "x.xml"]) == 2
+    before = (here / "net.onnx").read_bytes()
+    for name in ("net.onnx", "net.jr.onnx", "test.npz"):
+        assert run(["gate", "--json", name, "--force"]) == 2, name
+    assert (here / "net.onnx").read_bytes() == before
     assert run(["gate", "--init"]) == 3
     assert (here / "gate.xml").read_text() == "mine"
     assert (here / "jr-onnx.toml").read_text() == CONFIG

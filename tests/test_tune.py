@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def _tune(**options: Any) -> Tuning:
 def _point(clean: float, robust: float, *, pruned: bool = False, n: int = 100) -> Point:
     correct, score = np.arange(n) < clean * n, np.arange(n) < robust * n
     return Point(
-        {}, "global", {}, correct, score.astype(np.float32), "given up" if pruned else None
+        {"site": 1.0},
+        "global",
+        {},
+        correct,
+        score.astype(np.float32),
+        "given up" if pruned else None,
     )
 
 
@@ -75,6 +81,9 @@ def test_one_example_cannot_be_split() -> None:
 def test_two_files_may_share_no_example() -> None:
     with pytest.raises(DataError, match=r"10 of the 60 examples to report on are among"):
         jr.tune(TINY, X[:70], Y[:70], threat=THREAT, held_out=(X[60:], Y[60:]), device="cpu")
+    wider = (X[60:].astype(np.float64), Y[60:])
+    with pytest.raises(DataError, match=r"10 of the 60 examples to report on are among"):
+        jr.tune(TINY, X[:70], Y[:70], threat=THREAT, held_out=wider, device="cpu")
 
 
 # The front and the best
@@ -107,6 +116,8 @@ def test_the_best_point_meets_the_budget() -> None:
     assert best_of([hidden, *points], 0.95) is points[2], "of equals that of the cleaner"
     assert best_of([hidden, *points], 0.0) is points[0]
     assert best_of(points[:1], 0.95) is None
+    original = replace(points[0], jumps={})
+    assert best_of([original, original], 0.0) is None, "processes that start together find it twice"
 
 
 # The line

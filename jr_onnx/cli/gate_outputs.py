@@ -12,7 +12,7 @@ from jr_onnx import report
 from jr_onnx.cli.console import require_distinct, require_json, write_json
 from jr_onnx.cli.exits import Exit
 from jr_onnx.errors import JrOnnxError, OutputError, ParameterError, PostconditionError
-from jr_onnx.gate import GateResult, ModelResult
+from jr_onnx.gate import GateResult, ModelResult, named_files
 from jr_onnx.model import require_writable, write_atomically
 from jr_onnx.report.junit import junit
 from jr_onnx.report.markdown import markdown
@@ -43,11 +43,12 @@ class Outputs:
         """Refuses what cannot be written, before any work is done.
 
         Raises:
-            ParameterError: two of the files, or one and the configuration, are the same.
+            ParameterError: two of the files are the same, or one is the configuration, or a
+                model or data that it names.
             OutputError: one cannot be written, or is there and `force` is not given.
         """
         others = (self.junit, self.sarif, self.markdown)
-        require_distinct(inputs=(config,), outputs=(self.json, *others))
+        require_distinct(inputs=named_files(config), outputs=(self.json, *others))
         require_json(self.json, force=self.force)
         for path in others:
             require_writable(path, force=self.force)
@@ -106,6 +107,6 @@ def _code(error: BaseException) -> Exit:
         return Exit.INTERRUPTED
     if isinstance(error, ParameterError):
         return Exit.USAGE
-    if isinstance(error, JrOnnxError) and not isinstance(error, PostconditionError):
+    if isinstance(error, (JrOnnxError, OSError)) and not isinstance(error, PostconditionError):
         return Exit.ERROR
     return Exit.BUG

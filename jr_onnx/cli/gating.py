@@ -68,10 +68,12 @@ def gate(
             watch=lambda name, samples: bars(samples, quiet=quiet),
             finished=finished.append,
         )
-    for model in result.models:
-        say(f"{model.name}: {model.data['samples']:,} examples of {model.data['path']}")
-        say(gate_table(model))
-    say(gate_verdict(result))
     code = _CODES[result.status]
-    outputs.write(result, code)
+    try:
+        outputs.write(result, code)  # first: the reader of stdout may have left
+    finally:
+        for model in result.models:
+            say(f"{model.name}: {model.data['samples']:,} examples of {model.data['path']}")
+            say(gate_table(model))
+        say(gate_verdict(result))
     raise typer.Exit(code)

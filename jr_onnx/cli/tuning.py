@@ -11,6 +11,7 @@ from jr_onnx import report
 from jr_onnx.attacks import ThreatModel, parse_epsilon
 from jr_onnx.cli.attacking import Norm
 from jr_onnx.cli.console import require_distinct, require_json, say, stages, warn, write_json
+from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     BatchSize,
     Device,
@@ -19,6 +20,7 @@ from jr_onnx.cli.options import (
     Json,
     ModelPath,
     Output,
+    OutputName,
     Partial,
     Quiet,
     Seed,
@@ -87,6 +89,7 @@ def tune(
         typer.Option(help="Folder for plots, as PNG and SVG.", show_default=False),
     ] = None,
     partial: Partial = False,
+    output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = DEFAULT_BATCH_SIZE,
@@ -140,6 +143,7 @@ def tune(
                 device=device,
                 seed=seed,
                 batch_size=batch_size,
+                output=output_name,
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -157,6 +161,8 @@ def tune(
     if plot:
         for path in save_plots(found, plot, force=force):
             say(f"{path}: written")
+    if found.report.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def _say(found: Tuning, model: Path) -> None:

@@ -5,7 +5,7 @@ jr-onnx.toml --> models, data, thresholds --> verify, attack, measure --> checks
 
 from jr_onnx.gate.asserts import assert_retrofit_equivalent, assert_robust
 from jr_onnx.gate.config import GateConfig, config_schema
-from jr_onnx.gate.file import ConfigFile
+from jr_onnx.gate.file import ConfigFile, named_files
 from jr_onnx.gate.rules import RULES, Rule
 from jr_onnx.gate.run import gate, judge
 from jr_onnx.gate.subject import Subject
@@ -29,4 +29,5 @@ __all__ = [
     "fingerprint",
     "gate",
     "judge",
+    "named_files",
 ]

@@ -64,6 +64,7 @@ def assert_robust(
     samples: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    output: str | None = None,
     **steps: Any,
 ) -> ModelResult:
     """Asserts robust accuracy in the worst case, by attacks that work (JR002, JR004 to JR009).
@@ -80,6 +81,7 @@ def assert_robust(
         samples: use so many examples, drawn by the seed; only where data is a path.
         seed: of all random numbers.
         device: `auto`, `cpu` or `cuda`.
+        output: the output with the logits; None for the only one.
         steps: other fields of `Preprocessing`, `mean` and `std` among them.
 
     Raises:
@@ -93,7 +95,7 @@ def assert_robust(
     if not isinstance(data, Dataset):
         data = load_data(data, preprocessing=preprocessing, limit=samples, seed=seed)
     radius = parse_epsilon(epsilon) if isinstance(epsilon, str) else epsilon
-    table = {"suite": suite, "seed": seed, "device": device}
+    table = {"suite": suite, "seed": seed, "device": device, "output": output}
     subject = Subject(
         name=loaded.name,
         model=loaded,

@@ -155,13 +155,13 @@ def gradients(measured: Measured) -> Iterator[Check]:
 def regression(measured: Measured) -> Iterator[Check]:
     """JR014."""
     subject, evaluation = measured.subject, measured.evaluation
-    if subject.baseline is None or subject.earlier is None or evaluation is None:
-        why = measured.not_attacked
-        if subject.baseline is None:
-            why = "not configured"
-        elif subject.earlier is None:
-            why = f"the baseline has no model {subject.name!r}"
+    if subject.baseline is None or evaluation is None:
+        why = measured.not_attacked if subject.baseline else "not configured"
         yield Check.skipped("JR014", "baseline", why)
+        return
+    if subject.earlier is None:
+        message = f"the baseline has no model {subject.name!r}: a new one, or another name?"
+        yield Check(code="JR014", gate="baseline", status=Status.WARNING, message=message)
         return
     judged, before = evaluation.models[-1], subject.earlier
     for name, was, now, most in (
@@ -178,12 +178,12 @@ def regression(measured: Measured) -> Iterator[Check]:
             subject.baseline.max_robust_accuracy_drop,
         ),
     ):
-        # Rounding of the shares must not decide: half an example is less than any real drop.
-        drop = was - now
+        # Whole examples are compared, so that rounding of the shares does not decide.
+        drop, samples = was - now, len(judged.correct)
         check = Check(
             code="JR014",
             gate=f"baseline.max_{name}_accuracy_drop",
-            status=Status.of(drop <= most + 0.5 / len(judged.correct)),
+            status=Status.of(round(drop * samples) <= most * samples + 1e-9),
             message=f"{name} accuracy {was:.1%} in the baseline, {now:.1%} now; a drop of at most "
             f"{100 * most:.1f} points is allowed",
             measured=drop,

@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jr_onnx.attacks import ThreatModel
-from jr_onnx.errors import ConfigError
+from jr_onnx.errors import ConfigError, JrOnnxError
 from jr_onnx.gate.config import TABLES, GateConfig
 from jr_onnx.gate.locate import Path as Key
 from jr_onnx.gate.locate import line_of, lines_of
+from jr_onnx.model import load
+from jr_onnx.model.external import data_files
 from jr_onnx.suites import find_suite
 
 
@@ -91,14 +94,11 @@ class ConfigFile:
 
     def _missing_files(self, written: dict[str, Any]) -> dict[Key, str]:
         """Finds what opening the files would say, where other problems keep it from that."""
-        found = {}
-        for key in self._lines:
-            value: Any = written
-            for name in key:
-                value = value[name]
-            if key[-1] in _FILES and isinstance(value, str) and not self.resolve(value).exists():
-                found[key] = self.problem(key, f"{value}: there is no such file")
-        return found
+        return {
+            key: self.problem(key, f"{value}: there is no such file")
+            for key, value in _named(written, self._lines)
+            if not self.resolve(value).exists()
+        }
 
     def _unfinished(self) -> Iterator[str]:
         """Yields what only the merged tables show."""
@@ -123,7 +123,38 @@ class ConfigFile:
                 yield self.problem(key, f"{low} is above max_opset {high}")
 
 
-_FILES = ("original", "hardened", "model", "path", "preprocess", "file")
+_MODELS = ("original", "hardened", "model")
+_FILES = (*_MODELS, "path", "preprocess", "file")
+
+
+def named_files(config: Path) -> tuple[Path, ...]:
+    """Returns a configuration and the models and data it names, external weights, too.
+
+    Problems are not its business: what cannot be read names nothing.
+    """
+    try:
+        text = config.read_bytes().decode()
+        named = list(_named(tomllib.loads(text), lines_of(text)))
+    except (OSError, ValueError):  # TOML and Unicode errors are ValueErrors
+        return (config,)
+    found = [config]
+    for key, value in named:
+        if key[-1] == "file":  # an earlier result, which --json may replace
+            continue
+        found.append(config.parent / value)
+        if key[-1] in _MODELS:
+            with suppress(JrOnnxError):
+                found += data_files(load(found[-1]))
+    return tuple(found)
+
+
+def _named(written: dict[str, Any], keys: Iterable[Key]) -> Iterator[tuple[Key, str]]:
+    for key in keys:
+        value: Any = written
+        for name in key:
+            value = value[name]
+        if key[-1] in _FILES and isinstance(value, str):
+            yield key, value
 
 
 def _threat_of(written: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ def equivalence(measured: Measured) -> Iterator[Check]:
     key, subject, found = "gates.verify_equivalent", measured.subject, measured.verification
     if subject.edits:
         changed = f"was edited since it was hardened: {', '.join(subject.edits)}"
-        status = Status.FAIL if subject.gates.verify_equivalent else Status.WARNING
+        # Its original is lost, so it was not attacked: no threshold is shown to hold.
+        status = Status.FAIL if subject.gates.verify_equivalent else Status.INCONCLUSIVE
         yield Check(code="JR009", gate=key, status=status, message=changed, places=subject.edits)
     elif found is None:
         switched_off = subject.original is not None

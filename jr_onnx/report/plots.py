@@ -41,14 +41,17 @@ def require_matplotlib() -> Any:
     return matplotlib
 
 
-def require_plots(folder: Path, *, force: bool) -> None:
-    """Refuses plots that cannot be written, before any work is done.
+def require_plots(folder: Path, *, force: bool = False) -> None:
+    """Refuses pictures that cannot be written, before any work is done.
 
     Raises:
         ParameterError: matplotlib is not installed.
-        OutputError: a file is there and `force` is not given, or it cannot be written.
+        OutputError: a file is there and `force` is not given, it cannot be written, or the folder
+            is none.
     """
     require_matplotlib()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
     if folder.exists():
         for name in _PICTURES:
             for path in _paths(folder, name):

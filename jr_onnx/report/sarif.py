@@ -102,7 +102,7 @@ def _file(path: Path, root: Path) -> dict[str, Any]:
 def _artifact(path: Path, root: Path) -> dict[str, Any]:
     whole = Path(os.path.abspath(path))
     if whole.is_relative_to(root):
-        uri = quote(whole.relative_to(root).as_posix())
+        uri = quote(os.fsencode(whole.relative_to(root).as_posix()))
         return {"uri": uri, "uriBaseId": "%SRCROOT%"}
     return {"uri": whole.as_uri()}
 

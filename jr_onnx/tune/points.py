@@ -93,7 +93,7 @@ def front(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def best_of(points: Sequence[Point], least: float) -> Point | None:
-    """Returns the point of the largest robustness, None where there is none.
+    """Returns the point with a jump of the largest robustness, None where there is none.
 
     Of equals, that of the higher clean accuracy, then the one found first.
 
@@ -101,5 +101,6 @@ def best_of(points: Sequence[Point], least: float) -> Point | None:
         points: in the order they were found.
         least: the clean accuracy they must have.
     """
-    meeting = [p for p in points if not p.pruned and p.clean_accuracy >= least]
+    # Processes that start together may each have the original.
+    meeting = [p for p in points if p.jumps and not p.pruned and p.clean_accuracy >= least]
     return max(meeting, key=lambda p: (p.robustness, p.clean_accuracy), default=None)

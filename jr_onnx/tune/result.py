@@ -61,7 +61,7 @@ class Tuning:
     @cached_property
     def best(self) -> Point | None:
         """The best point with a jump that meets the budget, None where none does."""
-        return best_of(self.points[1:], self.least)
+        return best_of(self.points, self.least)
 
     @property
     def helps(self) -> bool:

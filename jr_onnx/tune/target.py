@@ -33,11 +33,12 @@ class JumpTarget:
         True
 
     Args:
-        model: the original, with one input and one output beside the jumps.
+        model: the original, with one input beside the jumps.
         sites: of the model, all `tunable`.
         per_channel: whether a jump may be one number a channel.
         device: `auto`, `cpu` or `cuda`.
         batch_size: most examples in one run.
+        output: the output with the logits; None for the only one.
 
     Raises:
         ModelError: the model is no such classifier.
@@ -52,11 +53,16 @@ class JumpTarget:
         per_channel: bool = False,
         device: str = "auto",
         batch_size: int = DEFAULT_BATCH_SIZE,
+        output: str | None = None,
     ) -> None:
         self.sites = tuple(sites)
         self._open = open_jumps(model, sites, per_channel=per_channel)
         self.original = Target(
-            self._open.model, device=device, batch_size=batch_size, given=self._feeds({})
+            self._open.model,
+            device=device,
+            batch_size=batch_size,
+            output=output,
+            given=self._feeds({}),
         )
 
     def at(self, jumps: Jumps) -> Target:

@@ -57,6 +57,7 @@ def tune(
     device: str = "auto",
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH_SIZE,
+    output: str | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Tuning:
     """Searches the jumps that make a model most robust at a bounded loss of clean accuracy.
@@ -86,6 +87,7 @@ def tune(
         device: `auto`, `cpu` or `cuda`.
         seed: of all random numbers.
         batch_size: most examples in one run.
+        output: the output with the logits; None for the only one.
         progress: told what is going on, how much of it is done, and of how much.
 
     Raises:
@@ -116,7 +118,12 @@ def tune(
     retrofit(plain, jumps={site.path: site.jump for site in sites}, partial=partial)
     per_channel = jump_scope == "per-channel"
     target = JumpTarget(
-        seen_as, sites, per_channel=per_channel, device=device, batch_size=batch_size
+        seen_as,
+        sites,
+        per_channel=per_channel,
+        device=device,
+        batch_size=batch_size,
+        output=output,
     )
     check_fit(target.original, tuned.x, tuned.y)
     judge = Judge(target, tuned, aim, max_accuracy_drop, seed, batch_size)
@@ -124,7 +131,7 @@ def tune(
     with closing(StoredLedger(Path(resume), about) if resume is not None else Ledger()) as ledger:
         curves = Search(judge, ledger, sites, seen, seed, progress).run(jump_scope, trials)
     points = tuple(ledger.points)
-    best = best_of(points[1:], judge.least)
+    best = best_of(points, judge.least)
     hardened = retrofit(plain, jumps=best.jumps, partial=partial).model if best else plain
     evaluation = evaluate(
         hardened,
@@ -137,6 +144,7 @@ def tune(
         device=device,
         seed=seed,
         batch_size=batch_size,
+        output=output,
         checkpoint=Checkpoint(resume) if resume is not None else None,
         progress=_told(progress, len(reported)),
     )
@@ -210,6 +218,7 @@ def _about(model: Model, judge: Judge, scope: str) -> dict[str, Any]:
         "jump_scope": scope,
         "seed": judge.seed,
         "batch_size": judge.batch_size,
+        "output": judge.target.original.output,
         "provider": judge.target.original.provider,
     }
 
