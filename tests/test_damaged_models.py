@@ -23,6 +23,7 @@ READERS: dict[str, Callable[[jr.Model], Any]] = {
     "restore, forced": lambda model: jr.restore(model, force=True),
     "edits_of": edits_of,
     "jumps_of": jumps_of,
+    "input_gradient": jr.input_gradient,
 }
 
 
@@ -111,12 +112,33 @@ def test_bytes_that_are_no_message(content: bytes, said: str) -> None:
         list(wire.fields(content))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("Clip(b, z, s)", "Gemm(b)", r"onnx\.checker refuses it"),
+        ("If (c)", "If ()", r"onnx\.checker refuses it"),
+        ("y = If", "y, y2 = If", "does not fit the body that it calls"),
+        ("e = my.F(d)", "e = my.F(d, d)", "does not fit the body that it calls"),
+        ("Clip(b, z, s)", "Constant ()", "Constant 'd' has no value"),
+    ],
+)
+def test_a_gradient_of_what_is_no_model(old: str, new: str, said: str) -> None:
+    text = TEXT.replace("2] x, bool c", "2] x").replace("<float", "<bool c = {1}, float")
+    jr.input_gradient(jr.Model.of(onnx.parser.parse_model(text)))
+    broken = jr.Model.of(onnx.parser.parse_model(text.replace(old, new)))
+    with pytest.raises(InvalidModelError, match=said):
+        jr.input_gradient(broken)
+
+
 def test_a_mistake_of_ours_is_not_laid_to_a_sound_model(
     hardened: jr.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise TypeError("a bug")
 
     monkeypatch.setattr("jr_onnx.rewrite.manifest.read", fail)
     with pytest.raises(TypeError, match="a bug"):
         jr.restore(hardened)
+    monkeypatch.setattr("jr_onnx.autodiff.backward.prepare", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        jr.input_gradient(hardened)

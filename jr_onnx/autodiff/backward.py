@@ -25,8 +25,8 @@ from jr_onnx.autodiff.registry import (
 )
 from jr_onnx.autodiff.scaling import needs_scaling, scaled, unscaled
 from jr_onnx.autodiff.surrogates import EXACT, Surrogate, Surrogates, choose
-from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError
-from jr_onnx.model import Model, Names, Tensor
+from jr_onnx.errors import JrOnnxError, ModelError, ParameterError, UnsupportedOpError
+from jr_onnx.model import Model, Names, Tensor, check
 from jr_onnx.model.graphs import opset_of
 
 
@@ -87,11 +87,29 @@ def input_gradient(
 
     Raises:
         ModelError: inputs or outputs are not what is needed, or do not depend on each other.
+        InvalidModelError: the model is damaged.
         UnsupportedOpError: nodes without a rule, all of them listed.
         UnsupportedOpsetError: an opset older than 7.
         ParameterError: no such loss or surrogate, or too few classes for the loss.
     """
-    head = find_loss(loss)
+    try:
+        return _built(model, find_loss(loss), loss, surrogate, x, output)
+    except JrOnnxError:
+        raise
+    except Exception:
+        # A node without inputs, a name that is no text: onnx.checker knows them all, and is slow.
+        check(model)
+        raise
+
+
+def _built(
+    model: Model,
+    head: Loss,
+    loss: str,
+    surrogate: Surrogates,
+    x: str | None,
+    output: str | None,
+) -> InputGradient:
     copy = prepare(model, x=x, output=output)
     slopes = choose(surrogate, [jump.path for jump in copy.jumps.values()])
     names = Names.of(copy.proto)

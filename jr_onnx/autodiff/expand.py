@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.flow import captured, depends_on, used_in
 from jr_onnx.autodiff.registry import Call, find_rule, is_zero_gradient, since_version
+from jr_onnx.errors import InvalidModelError
 from jr_onnx.model import Constants, Model, Names, Tensor, ValueTypes
 from jr_onnx.model.graphs import ONNX_DOMAINS
 
@@ -92,7 +93,22 @@ def expand(proto: onnx.ModelProto, x: str) -> tuple[onnx.ModelProto, Refused]:
         return proto, expander.problems
     proto.functions.extend(expander.functions)
     proto.opset_import.add(domain=_CALLED, version=1)
-    return expand(onnx.inliner.inline_local_functions(proto), x)  # a body may need it again
+    return expand(inlined(proto), x)  # a body may need it again
+
+
+def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with its local functions written out.
+
+    Raises:
+        InvalidModelError: a call, or an If, has more values than its body.
+    """
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except RuntimeError as error:
+        reason = str(error).rpartition(": ")[2]
+        raise InvalidModelError(
+            f"{proto.graph.name}: a node does not fit the body that it calls ({reason})"
+        ) from error
 
 
 class _Expander:

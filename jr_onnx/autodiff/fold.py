@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from jr_onnx.autodiff.emit import Emitter
+from jr_onnx.errors import InvalidModelError
 from jr_onnx.model.graphs import ONNX_DOMAINS
 
 _LARGEST = 1024  # elements; larger constants are weights
@@ -96,4 +97,6 @@ def settled(emit: Emitter, start: int, name: str) -> np.ndarray[Any, Any] | None
 
 
 def _is_small(constant: onnx.NodeProto) -> bool:
+    if not constant.attribute:  # which onnx.checker lets pass
+        raise InvalidModelError(f"Constant {constant.output[0]!r} has no value")
     return bool(math.prod(constant.attribute[0].t.dims) <= _LARGEST)

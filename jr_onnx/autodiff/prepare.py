@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper
 
 from jr_onnx.autodiff.dense import write_as_matrices
-from jr_onnx.autodiff.expand import Refused, expand
+from jr_onnx.autodiff.expand import Refused, expand, inlined
 from jr_onnx.autodiff.fold import fold
 from jr_onnx.autodiff.jumps import PATH_KEY, Jump, find_jumps
 from jr_onnx.autodiff.parts import write_as_split
@@ -102,7 +101,7 @@ def prepare(model: Model, *, x: str | None = None, output: str | None = None) ->
     """
     proto = model.parse()
     _lift(proto, model.name)
-    proto = _inlined(proto)
+    proto = _without_functions(proto)
     fold(proto)
     graph = proto.graph
     # Old exporters (IR 3) list the weights among the inputs.
@@ -169,7 +168,7 @@ def _respell(node: onnx.NodeProto, where: str) -> None:
         node.attribute.remove(spatial)
 
 
-def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _without_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Inlines the local functions; nodes keep a note of the site path they had there."""
     if not proto.functions:
         return proto
@@ -177,7 +176,7 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
         if scope.is_function and scope.label != _JUMP_FUNCTION:
             for node in scope.graph.node:
                 node.metadata_props.add(key=PATH_KEY, value=f"{scope.label}>{node.output[0]}")
-    return onnx.inliner.inline_local_functions(proto)
+    return inlined(proto)
 
 
 def _keeps_shape(jump: Jump, known: Known) -> bool:
