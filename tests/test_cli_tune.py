@@ -13,8 +13,12 @@ from tiny import tiny_data, tiny_model
 
 import jr_onnx as jr
 from jr_onnx.cli import Exit, run
+from jr_onnx.evaluate import Evaluation
+from jr_onnx.findings import Finding
 from jr_onnx.report.plots import save_plots
 
+# Of so small a model, the figures of a short attack may be in doubt.
+DONE = (Exit.OK, Exit.INCONCLUSIVE)
 FAST = ("--steps", 2, "--suite", "naive", "--epsilon", "0.05", "--max-accuracy-drop", "0.05")
 
 
@@ -39,7 +43,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--objective", "naive", "--trials", 4, "-o", "jumps.toml", "--json", "out.json")
-    assert _run("--data", "data.npz", *options) == Exit.OK
+    assert _run("--data", "data.npz", *options) in DONE
     said = capsys.readouterr().out
     assert "4 candidates attacked on 30 examples, global jumps" in said
     assert "reported on 30 other examples" in said
@@ -58,7 +62,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
 
 def test_two_files(folder: Path) -> None:
     options = ("--report-data", "other.npz", "--trials", 1, "--json", "out.json")
-    assert _run("--data", "data.npz", *options) == Exit.OK
+    assert _run("--data", "data.npz", *options) in DONE
     found = json.loads((folder / "out.json").read_bytes())
     assert found["samples"] == {"tune": 60, "report": 30}
 
@@ -74,7 +78,7 @@ def test_the_same_file_twice_is_no_held_out_data(
 def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     scope = ("--jump-scope", "per-channel", "--objective", "distance", "--trials", 1)
-    assert _run("--data", "data.npz", *scope, "--plot", "plots") == Exit.OK
+    assert _run("--data", "data.npz", *scope, "--plot", "plots") in DONE
     names = sorted(path.name for path in (folder / "plots").iterdir())
     kinds = ("jumps", "pre-activations", "trade-off")
     assert names == [f"{name}.{kind}" for name in kinds for kind in ("png", "svg")]
@@ -86,6 +90,31 @@ def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "relu1" in (folder / "plots" / "jumps.svg").read_text()
     assert _run("--data", "data.npz", "--trials", 1, "--plot", "plots") == Exit.ERROR
     assert "is there already" in capsys.readouterr().err
+
+
+def test_plots_that_are_there_are_refused_before_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("jr_onnx.cli.tuning.search", lambda *_, **__: pytest.fail("it was tuned"))
+    (folder / "plots").mkdir()
+    (folder / "plots" / "jumps.svg").touch()
+    assert _run("--data", "data.npz", "--plot", "plots") == Exit.ERROR
+    assert "jumps.svg: is there already" in capsys.readouterr().err
+    assert _run("--data", "data.npz", "--plot", "net.onnx") == Exit.ERROR
+    assert "net.onnx: is a file; expected a folder" in capsys.readouterr().err
+    assert _run("--data", "data.npz", "--plot", "/dev/null/deep/plots") == Exit.ERROR
+    assert "/dev/null/deep: cannot be written" in capsys.readouterr().err
+
+
+def test_figures_that_mean_nothing_end_with_the_code_for_inconclusive(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Finding("JR005", "error", "it is the attack that fails")
+    monkeypatch.setattr(Evaluation, "findings", (found,))
+    assert _run("--data", "data.npz", "--trials", 1, "-o", "jumps.toml") == Exit.INCONCLUSIVE
+    assert "Inconclusive: by JR005 these figures" in capsys.readouterr().out
+    assert "Inconclusive: by JR005" in (folder / "jumps.toml").read_text(), "written all the same"
 
 
 def test_the_same_result_makes_the_same_picture(folder: Path) -> None:
@@ -145,6 +174,6 @@ def test_an_interruption_keeps_what_was_done(
         patch.setattr(Judge, "point", once)
         assert _run("--data", "data.npz", "--resume", "kept") == Exit.INTERRUPTED
     assert "kept in kept: the same command goes on" in capsys.readouterr().err
-    assert _run("--data", "data.npz", "--resume", "kept", "--trials", 2) == Exit.OK
+    assert _run("--data", "data.npz", "--resume", "kept", "--trials", 2) in DONE
     assert _run("--data", "data.npz", "--resume", "kept", "--seed", 1) == Exit.ERROR
     assert "was made by another run, of other data, seed" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from jr_onnx import report
 from jr_onnx.attacks import ThreatModel, parse_epsilon
 from jr_onnx.cli.attacking import Norm
 from jr_onnx.cli.console import require_distinct, require_json, say, stages, warn, write_json
+from jr_onnx.cli.exits import Exit
 from jr_onnx.cli.options import (
     BatchSize,
     Device,
@@ -28,7 +29,7 @@ from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data
 from jr_onnx.errors import DataError, ParameterError
 from jr_onnx.model import load, require_writable, write_atomically
 from jr_onnx.model.external import data_files
-from jr_onnx.report.plots import require_matplotlib, save_plots
+from jr_onnx.report.plots import require_plots, save_plots
 from jr_onnx.report.tuning import tuning_chart, tuning_verdict
 from jr_onnx.suites import SUITES, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE
@@ -109,7 +110,7 @@ def tune(
     require_json(json, force=force)
     find_suite(suite, norm)
     if plot:
-        require_matplotlib()
+        require_plots(plot, force=force)
     first, *more = [
         open_data(
             path, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
@@ -157,6 +158,8 @@ def tune(
     if plot:
         for path in save_plots(found, plot, force=force):
             say(f"{path}: written")
+    if found.report.inconclusive:
+        raise typer.Exit(Exit.INCONCLUSIVE)
 
 
 def _say(found: Tuning, model: Path) -> None:

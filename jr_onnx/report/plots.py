@@ -41,6 +41,28 @@ def require_matplotlib() -> Any:
     return matplotlib
 
 
+def require_plots(folder: Path, *, force: bool = False) -> None:
+    """Refuses, before any work, what `save_plots` would refuse after it.
+
+    Raises:
+        ParameterError: matplotlib is not installed.
+        OutputError: a file is there and `force` is not given, or the folder cannot be.
+    """
+    require_matplotlib()
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
+    if folder.exists():
+        for path in _files(folder):
+            require_writable(path, force=force)
+    else:
+        *_, highest = (each for each in (folder, *folder.parents) if not each.exists())
+        require_writable(highest)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [folder / f"{name}.{kind}" for name in _PICTURES for kind in _FORMATS]
+
+
 def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Path]:
     """Writes the pictures into a folder, which is made if it is not there.
 
@@ -51,6 +73,7 @@ def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Pat
         ParameterError: matplotlib is not installed.
         OutputError: a file is there and `force` is not given, or it cannot be written.
     """
+    require_plots(folder, force=force)
     matplotlib = require_matplotlib()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +82,6 @@ def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Pat
     written = []
     for name, draw in _PICTURES.items():
         paths = [folder / f"{name}.{kind}" for kind in _FORMATS]
-        for path in paths:
-            require_writable(path, force=force)
         figure = matplotlib.figure.Figure(layout="constrained")
         draw(figure, tuning)
         for path in paths:
@@ -81,6 +102,7 @@ def _trade_off(figure: Any, tuning: Tuning) -> None:
         _over_value(axes, tuning)
     else:
         _over_clean(axes, tuning)
+    axes.set_title(tuning.settings, fontsize=9)
     axes.legend()
 
 
@@ -138,6 +160,7 @@ def _over_clean(axes: Any, tuning: Tuning) -> None:
     )
     _mark(axes, tuning, lambda point: point.clean_accuracy)
     axes.axvline(tuning.least, color="C0", linestyle=":", label="budget")
+    axes.set_xlim(right=min(axes.get_xlim()[1], 1.005))
     axes.set_xlabel("clean accuracy, part to tune on")
     axes.set_ylabel(tuning.objective.measure)
 
