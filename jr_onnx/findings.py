@@ -223,7 +223,12 @@ def _differences(original: Model, baseline: Model) -> Iterator[Difference]:
 
 
 def _named(target: Target, found: Iterable[Finding]) -> tuple[Finding, ...]:
-    return tuple(replace(each, message=f"{target.model.name}: {each.message}") for each in found)
+    model, name = target.model, target.model.name
+    if model.path is None and rewrite.jumps_of(
+        model
+    ):  # has the graph's name, as its original may have
+        name = f"the retrofitted {name}"
+    return tuple(replace(each, message=f"{name}: {each.message}") for each in found)
 
 
 def _of_the_data(target: Target, x: Array, y: Array, correct: Array) -> list[Finding]:

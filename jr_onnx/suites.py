@@ -268,7 +268,10 @@ def find_suite(
         changed = tuple(why for _, why in fitted if why)
     kept = tuple(trial for trial in suite.trials if (trial.norm or norm) in trial.attack.norms)
     if not kept:
-        raise ParameterError(f"no attack of the suite {suite.name} knows the norm {norm}")
+        known = sorted({name for trial in suite.trials for name in trial.attack.norms})
+        raise ParameterError(
+            f"no attack of the suite {suite.name} knows the norm {norm}, only {', '.join(known)}"
+        )
     left_out = tuple(trial.name for trial in suite.trials if trial not in kept)
     return replace(suite, trials=kept, left_out=left_out, changed=changed)
 

@@ -190,7 +190,7 @@ HAZARDS: dict[str, tuple[Callable[[Path], None], list[str], Exit, str]] = {
         "j.toml has a jump for 'relu_2', and --exclude 'relu_[2-9]' leaves it out",
     ),
     "a model to stdout": (_nothing, [*RETROFIT, "-o", "-"], Exit.USAGE, "--output takes the path"),
-    "no such option": (_nothing, [*RETROFIT, "--jmp"], Exit.USAGE, "No such option"),
+    "no such option": (_nothing, [*RETROFIT, "--jmp"], Exit.USAGE, "(see jr-onnx retrofit --help)"),
     "no such command": (_nothing, ["retro"], Exit.USAGE, "No such command 'retro'"),
     "epsilon": (_nothing, [*RETROFIT, "--epsilon", "8"], Exit.USAGE, "wider than the bounds"),
     "device": (_nothing, [*RETROFIT, "--device", "tpu"], Exit.USAGE, "device must be one of"),

@@ -14,8 +14,12 @@ from tiny import tiny_data, tiny_model
 
 import jr_onnx as jr
 from jr_onnx.cli import Exit, run
+from jr_onnx.evaluate import Evaluation
+from jr_onnx.findings import Finding
 from jr_onnx.report.plots import save_plots
 
+# Of so small a model, the figures of a short attack may be in doubt.
+DONE = (Exit.OK, Exit.INCONCLUSIVE)
 FAST = ("--steps", 2, "--suite", "naive", "--epsilon", "0.05", "--max-accuracy-drop", "0.05")
 
 
@@ -42,7 +46,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--objective", "naive", "--trials", 4, "-o", "jumps.toml", "--json", "out.json")
-    assert _run("--data", "data.npz", *options) == Exit.OK
+    assert _run("--data", "data.npz", *options) in DONE
     said = capsys.readouterr().out
     assert "4 candidates attacked on 30 examples, global jumps" in said
     assert "reported on 30 other examples" in said
@@ -61,7 +65,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
 
 def test_two_files(folder: Path) -> None:
     options = ("--report-data", "other.npz", "--trials", 1, "--json", "out.json")
-    assert _run("--data", "data.npz", *options) == Exit.OK
+    assert _run("--data", "data.npz", *options) in DONE
     found = json.loads((folder / "out.json").read_bytes())
     assert found["samples"] == {"tune": 60, "report": 30}
 
@@ -77,7 +81,7 @@ def test_the_same_file_twice_is_no_held_out_data(
 def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     scope = ("--jump-scope", "per-channel", "--objective", "naive", "--trials", 1)
-    assert _run("--data", "data.npz", *scope, "--plot", "plots") == Exit.OK
+    assert _run("--data", "data.npz", *scope, "--plot", "plots") in DONE
     names = sorted(path.name for path in (folder / "plots").iterdir())
     kinds = ("jumps", "pre-activations", "trade-off")
     assert names == [f"{name}.{kind}" for name in kinds for kind in ("png", "svg")]
@@ -102,6 +106,8 @@ def test_pictures_that_are_there_are_no_surprise_at_the_end(
     assert "jumps.svg: is there already" in capsys.readouterr().err
     assert _run("--data", "data.npz", "--plot", "net.onnx", "--force") == Exit.ERROR
     assert "net.onnx: is a file" in capsys.readouterr().err
+    assert _run("--data", "data.npz", "--plot", "/dev/null/deep/plots") == Exit.ERROR
+    assert "/dev/null/deep: cannot be written" in capsys.readouterr().err
 
 
 def test_of_several_outputs_one_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +132,16 @@ def test_figures_that_mean_nothing_are_inconclusive(
     assert found == Exit.INCONCLUSIVE
     assert "JR006 error" in capsys.readouterr().out
     assert (folder / "jumps.toml").exists()
+
+
+def test_figures_that_mean_nothing_end_with_the_code_for_inconclusive(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Finding("JR005", "error", "it is the attack that fails")
+    monkeypatch.setattr(Evaluation, "findings", (found,))
+    assert _run("--data", "data.npz", "--trials", 1, "-o", "jumps.toml") == Exit.INCONCLUSIVE
+    assert "Inconclusive: by JR005 these figures" in capsys.readouterr().out
+    assert "Inconclusive: by JR005" in (folder / "jumps.toml").read_text(), "written all the same"
 
 
 def test_the_same_result_makes_the_same_picture(folder: Path) -> None:
@@ -186,6 +202,6 @@ def test_an_interruption_keeps_what_was_done(
         patch.setattr(Judge, "point", once)
         assert _run("--data", "data.npz", "--resume", "kept") == Exit.INTERRUPTED
     assert "kept in kept: the same command goes on" in capsys.readouterr().err
-    assert _run("--data", "data.npz", "--resume", "kept", "--trials", 2) == Exit.OK
+    assert _run("--data", "data.npz", "--resume", "kept", "--trials", 2) in DONE
     assert _run("--data", "data.npz", "--resume", "kept", "--seed", 1) == Exit.ERROR
     assert "was made by another run, of other data, seed" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def _refused(project: Path, text: str, kind: type[JrOnnxError] = ConfigError) ->
         ('path = "test.npz"', "", ":1: models[0]: has no examples: set data.path"),
         ("epsilon = 0.1", "", ":1: models[0]: has no epsilon: set threat.epsilon"),
         ("[gates]", "[baseline]\n[gates]", ":15: baseline.file: is missing"),
-        ("[[models]]", "[models]", ":1: models: input should be a valid list"),
+        ("[[models]]", "[models]", ". Head each model with [[models]]"),
         ("[data]", '[[models]]\nmodel = "net.onnx"\nname = "digits"\n\n[data]', "is there twice"),
         ("[data]", "[data\n", "not valid TOML: Expected"),
     ],

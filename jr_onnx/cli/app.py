@@ -61,6 +61,12 @@ def _discard(stream: Any) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _help_of(error: Any) -> str:
+    """Returns what prints the help of the command that was called, if it came to that."""
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'jr-onnx'} --help"
+
+
 def _command_line(arguments: list[str]) -> Any:
     return app(arguments, prog_name="jr-onnx", standalone_mode=False)
 
@@ -87,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
         return Exit.INTERRUPTED
     except typer.TyperException as error:
         if error.format_message():  # empty where the help was printed for want of arguments
-            complain(f"{error.format_message()} (see jr-onnx --help)")
+            complain(f"{error.format_message()} (see {_help_of(error)})")
         return Exit.USAGE
     except ConfigError as error:
         for problem in error.problems:

@@ -86,11 +86,11 @@ class ConfigFile:
         if kind == "extra_forbidden":
             return self.problem(key, _unknown(key))
         if kind == "missing":
-            return self.problem(key, "is missing")
+            return self.problem(key, "is missing" + _shown(key))
         if kind == "value_error":
             return self.problem(key, str(error["ctx"]["error"]))
         message = error["msg"][:1].lower() + error["msg"][1:].replace("tuple", "list")
-        return self.problem(key, f"{message}, got {json.dumps(got, default=str):.80}")
+        return self.problem(key, f"{message}, got {json.dumps(got, default=str):.80}" + _shown(key))
 
     def _missing_files(self, written: dict[str, Any]) -> dict[Key, str]:
         """Finds what opening the files would say, where other problems keep it from that."""
@@ -179,6 +179,10 @@ def _threat_of(written: dict[str, Any]) -> dict[str, Any]:
 def _echoes(error: ErrorDetails) -> bool:
     """Whether it says that a list is empty of which only all elements are wrong."""
     return error["type"] == "too_short" and bool(error["input"])
+
+
+def _shown(key: Key) -> str:
+    return ". Head each model with [[models]]" if key == ("models",) else ""
 
 
 def _unknown(key: Key) -> str:

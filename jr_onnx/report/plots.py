@@ -42,12 +42,11 @@ def require_matplotlib() -> Any:
 
 
 def require_plots(folder: Path, *, force: bool = False) -> None:
-    """Refuses pictures that cannot be written, before any work is done.
+    """Refuses, before any work, what `save_plots` would refuse after it.
 
     Raises:
         ParameterError: matplotlib is not installed.
-        OutputError: a file is there and `force` is not given, it cannot be written, or the folder
-            is none.
+        OutputError: a file is there and `force` is not given, or the folder cannot be.
     """
     require_matplotlib()
     if folder.exists() and not folder.is_dir():
@@ -56,6 +55,9 @@ def require_plots(folder: Path, *, force: bool = False) -> None:
         for name in _PICTURES:
             for path in _paths(folder, name):
                 require_writable(path, force=force)
+    else:
+        *_, highest = (each for each in (folder, *folder.parents) if not each.exists())
+        require_writable(highest)
 
 
 def _paths(folder: Path, name: str) -> list[Path]:
@@ -72,8 +74,8 @@ def save_plots(tuning: Tuning, folder: Path, *, force: bool = False) -> list[Pat
         ParameterError: matplotlib is not installed.
         OutputError: a file is there and `force` is not given, or it cannot be written.
     """
-    matplotlib = require_matplotlib()
     require_plots(folder, force=force)
+    matplotlib = require_matplotlib()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,6 +103,7 @@ def _trade_off(figure: Any, tuning: Tuning) -> None:
         _over_value(axes, tuning)
     else:
         _over_clean(axes, tuning)
+    axes.set_title(tuning.settings, fontsize=9)
     axes.legend()
 
 
@@ -158,6 +161,7 @@ def _over_clean(axes: Any, tuning: Tuning) -> None:
     )
     _mark(axes, tuning, lambda point: point.clean_accuracy)
     axes.axvline(tuning.least, color="C0", linestyle=":", label="budget")
+    axes.set_xlim(right=min(axes.get_xlim()[1], 1.005))
     axes.set_xlabel("clean accuracy, part to tune on")
     axes.set_ylabel(tuning.objective.measure)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from jr_onnx.activations import Activations
 from jr_onnx.attacks import ThreatModel
 from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation
+from jr_onnx.findings import is_inconclusive
 from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import TARGETS, EndToEnd, Jump, JumpSite, Retrofit, Site, Skipped, choose
 from jr_onnx.statistics import wilson
@@ -191,8 +192,9 @@ def verdict(evaluation: Evaluation) -> str:
     if not evaluation.complete:
         return "Interrupted: these figures are of the attacks that were finished, and too good."
     if evaluation.inconclusive:
-        doubt = "Inconclusive: by the errors above, these figures are neither good nor bad news."
-        return f"{doubt} {_said(evaluation, naive, adaptive)}"
+        rules = sorted({each.rule for each in evaluation.findings if is_inconclusive([each])})
+        doubt = f"by {' and '.join(rules)} these figures are neither good nor bad news."
+        return f"Inconclusive: {doubt} {_said(evaluation, naive, adaptive)}"
     return _said(evaluation, naive, adaptive)
 
 

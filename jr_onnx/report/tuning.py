@@ -55,7 +55,7 @@ def tuning_verdict(tuning: Tuning) -> str:
             f"No jump helps: none of {_attacked(tuning)} within the budget has a higher "
             f"{tuning.objective.measure} than the model without a jump "
             f"({_score(tuning.original.robustness, tuning)}); the best one has "
-            f"{_score(best.robustness, tuning)}. What follows is of that one."
+            f"{_score(best.robustness, tuning)}. The figures reported are of that one."
         )
     if tuning.objective.name == "naive":
         lines.append(
@@ -68,7 +68,7 @@ def tuning_verdict(tuning: Tuning) -> str:
         lines.append(
             f"On {len(tuning.report.x):,} examples that the search never saw, clean accuracy "
             f"changes by {100 * change.change:+.1f} points (95% {low:+.1f} to {high:+.1f}): {kept} "
-            f"the budget of {100 * tuning.max_accuracy_drop:g}."
+            f"the budget of {100 * tuning.max_accuracy_drop:g} points."
         )
         lines.append(verdict(tuning.report))
     return "\n".join(lines)

@@ -67,8 +67,8 @@ def split(x: Array, y: Array, *, report_share: float, seed: int) -> tuple[Part, 
     held_out[order[reported]] = True
     if held_out.all() or not held_out.any():
         raise DataError(
-            f"{len(y)} examples cannot be split into a part to tune on and one to report on: give "
-            "more, or the two parts in files of their own"
+            f"{len(y)} example{'' if len(y) == 1 else 's'} cannot be split into a part to tune on "
+            "and one to report on: give more, or the two parts in files of their own"
         )
     return Part(x[~held_out], y[~held_out]), Part(x[held_out], y[held_out])
 

@@ -104,7 +104,10 @@ def tune(
     """
     check_scope(jump_scope, trials)
     if not 0 <= max_accuracy_drop < 1:
-        raise ParameterError(f"max_accuracy_drop must be in 0..1, got {max_accuracy_drop}")
+        raise ParameterError(
+            "max_accuracy_drop must be at least 0 and below 1 (0.01 is one point), "
+            f"got {max_accuracy_drop}"
+        )
     if jump_scope not in SCOPES[:2]:
         optuna()
     aim = find_objective(objective, threat, steps=steps)
