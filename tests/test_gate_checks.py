@@ -279,6 +279,11 @@ def test_only_what_was_measured_alike_is_compared(
     path.write_text(path.read_text().replace("epsilon = 0.1", "epsilon = 0.2"))
     with pytest.raises(DataError, match=r"was measured with threat .* cannot be compared"):
         jr.gate(path)
+    text = path.read_text().replace("epsilon = 0.2", "epsilon = 0.1")
+    logits = lenet.proto.graph.output[0].name
+    path.write_text(text.replace("[evaluation]", f'[evaluation]\noutput = "{logits}"'))
+    with pytest.raises(DataError, match=r"was measured with output None, this time it is"):
+        jr.gate(path)
     for text in ("", "{}", '{"schema": "jr-onnx/evaluation/1"}', "[1]"):
         (here / "earlier.json").write_text(text)
         with pytest.raises(DataError, match=r"earlier\.json: is no result of jr-onnx gate"):

@@ -68,6 +68,7 @@ def _refused(project: Path, text: str, kind: type[JrOnnxError] = ConfigError) ->
         ("[gates]", "[baseline]\n[gates]", ":15: baseline.file: is missing"),
         ("[[models]]", "[models]", ". Head each model with [[models]]"),
         ("[data]", '[[models]]\nmodel = "net.onnx"\nname = "digits"\n\n[data]', "is there twice"),
+        ('"test.npz"', r'"a\u0000"', ":7: data.path: a path holds no NUL"),
         ("[data]", "[data\n", "not valid TOML: Expected"),
     ],
 )

@@ -68,18 +68,20 @@ def read_baseline(path: Path) -> dict[str, Earlier]:
 def _earlier(model: dict[str, Any]) -> Earlier:
     evaluation = model["evaluation"]
     judged = evaluation["models"][-1]
-    conditions = conditions_of(evaluation, model["data"]["sha256"])
+    data = model["data"]
+    conditions = conditions_of(evaluation, data["sha256"], data.get("output"))
     return Earlier(float(judged["clean_accuracy"]), float(judged["robust_accuracy"]), conditions)
 
 
-def conditions_of(evaluation: dict[str, Any], data: str) -> dict[str, Any]:
+def conditions_of(evaluation: dict[str, Any], data: str, output: str | None) -> dict[str, Any]:
     """Returns what figures depend on beside the model.
 
     Args:
         evaluation: JSON of one, or what there will be of it.
         data: hash of the examples.
+        output: name of the output with the logits, None for the only one.
     """
     names = ("threat", "suite", "seed", "samples", "mean", "std")
     found = {name: evaluation[name] for name in names}
     found |= {name: list(found[name]) for name in ("mean", "std") if found[name] is not None}
-    return {**found, "data": data}
+    return {**found, "data": data, "output": output}

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -36,7 +37,14 @@ def _bytes(value: Any) -> Any:
     return int(_BYTES.validate_python(value)) if isinstance(value, str) else value
 
 
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a path holds no NUL")
+    return value
+
+
 _BYTES = TypeAdapter(ByteSize)
+File = Annotated[str, AfterValidator(_path)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Change = Annotated[float, Field(ge=-1, le=1)]
 Ratio = Annotated[float, Field(gt=0)]
@@ -68,11 +76,11 @@ class _Table(BaseModel):
 class DataTable(_Table):
     """The examples."""
 
-    path: str | None = None
+    path: File | None = None
     """`.npz`, `.parquet`, `.csv`, or a folder of class folders; relative to the configuration."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """Use so many examples, drawn by the seed; all if left out."""
-    preprocess: str | None = None
+    preprocess: File | None = None
     """A TOML file that says how pictures become examples."""
     mean: Numbers | None = None
     """Subtracted before the model, in units of x, one number or one a channel."""
@@ -156,7 +164,7 @@ class GatesTable(_Table):
 class BaselineTable(_Table):
     """An earlier result to compare with."""
 
-    file: str
+    file: File
     """What `jr-onnx gate --json` wrote, with the same data, threat model, suite and seed."""
     max_clean_accuracy_drop: Share = 0.01
     """JR014: how far clean accuracy may fall below the earlier one."""
@@ -169,11 +177,11 @@ class ModelTable(_Table):
 
     name: Annotated[str, Field(min_length=1)] | None = None
     """How reports call it; the file's name if left out."""
-    original: str | None = None
+    original: File | None = None
     """The model before the retrofit."""
-    hardened: str | None = None
+    hardened: File | None = None
     """The model after it."""
-    model: str | None = None
+    model: File | None = None
     """A model alone; a hardened one is compared with the original that it carries."""
     data: DataTable = DataTable()
     threat: ThreatTable = ThreatTable()

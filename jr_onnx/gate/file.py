@@ -153,7 +153,7 @@ def _named(written: dict[str, Any], keys: Iterable[Key]) -> Iterator[tuple[Key, 
         value: Any = written
         for name in key:
             value = value[name]
-        if key[-1] in _FILES and isinstance(value, str):
+        if key[-1] in _FILES and isinstance(value, str) and "\0" not in value:
             yield key, value
 
 

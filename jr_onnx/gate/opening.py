@@ -174,6 +174,7 @@ def _compared(subject: Subject, file: ConfigFile, earlier: dict[str, Earlier]) -
             "std": subject.steps.std,
         },
         subject.digest,
+        subject.evaluation.output,
     )
     found.require_same(conditions, f"{file.resolve(subject.baseline.file)}: {subject.name}")
     return replace(subject, earlier=found)

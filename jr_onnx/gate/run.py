@@ -92,6 +92,7 @@ def _judged(known: Measured, progress: Progress) -> ModelResult:
             "sha256": subject.digest,
             "samples": len(examples),
             "seed": subject.evaluation.seed,
+            "output": subject.evaluation.output,
         },
         checks=checks_of(measured),
         evaluation=measured.evaluation,

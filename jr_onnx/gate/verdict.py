@@ -89,7 +89,7 @@ class ModelResult:
         path: of the model that was judged, None where it is no file.
         sha256: of that file.
         original_sha256: of its original, None where there is none.
-        data: name and hash of the examples, how many, and how they were drawn.
+        data: name and hash of the examples, how many, how they were drawn, and the output judged.
         checks: in the order of their rules.
         evaluation: the attacks, None where the model was not attacked.
         latency: None where it was not measured.

@@ -44,7 +44,7 @@ def gate_verdict(result: GateResult) -> str:
 
 
 _HEADS = {
-    Status.PASS: "green: every gate that is configured passed",
+    Status.PASS: "green: every gate that applies passed",
     Status.FAIL: "red: a gate says no",
     Status.INCONCLUSIVE: "inconclusive: a gate is in doubt, which is neither pass nor fail",
     Status.ERROR: "not finished",
