@@ -17,6 +17,8 @@ from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import TARGETS, EndToEnd, Jump, JumpSite, Retrofit, Site, Skipped, choose
 from jr_onnx.statistics import wilson
 
+INCONCLUSIVE = "Inconclusive: by the errors above, these figures are neither good nor bad news."
+
 
 def sites_table(
     sites: Iterable[Site], skipped: Iterable[Skipped], jumps: Mapping[str, Jump]
@@ -191,8 +193,7 @@ def verdict(evaluation: Evaluation) -> str:
     if not evaluation.complete:
         return "Interrupted: these figures are of the attacks that were finished, and too good."
     if evaluation.inconclusive:
-        doubt = "Inconclusive: by the errors above, these figures are neither good nor bad news."
-        return f"{doubt} {_said(evaluation, naive, adaptive)}"
+        return f"{INCONCLUSIVE} {_said(evaluation, naive, adaptive)}"
     return _said(evaluation, naive, adaptive)
 
 
