@@ -315,7 +315,7 @@ def test_the_verdict_speaks_of_the_worst_case(lenet: jr.Model, mnist: jr.Dataset
 
     other = run(jr.retrofit(lenet, jump=0.5).model)
     assert other.gains("robust") == ()
-    assert curve_verdict(other).startswith("Inconclusive: ")
+    assert curve_verdict(other).startswith("Inconclusive: by JR006 these")
     assert "Each figure is an upper bound" in curve_verdict(other)
     found = run(lenet)
     assert curve_verdict(found).startswith("No gain shown at any epsilon")

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.curves import RobustnessCurve
-from jr_onnx.report.terminal import INCONCLUSIVE, with_interval
+from jr_onnx.findings import is_inconclusive
+from jr_onnx.report.terminal import with_interval
 
 
 def curve_table(curve: RobustnessCurve) -> Table:
@@ -39,7 +40,9 @@ def curve_verdict(curve: RobustnessCurve) -> str:
     if not curve.complete:
         return "Interrupted: the epsilons that are missing were not finished."
     if curve.inconclusive:
-        return f"{INCONCLUSIVE} {_said(curve)}"
+        rules = sorted({each.rule for each in curve.findings if is_inconclusive([each])})
+        doubt = f"by {' and '.join(rules)} these figures are neither good nor bad news."
+        return f"Inconclusive: {doubt} {_said(curve)}"
     return _said(curve)
 
 

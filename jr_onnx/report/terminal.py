@@ -17,8 +17,6 @@ from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import TARGETS, EndToEnd, Jump, JumpSite, Retrofit, Site, Skipped, choose
 from jr_onnx.statistics import wilson
 
-INCONCLUSIVE = "Inconclusive: by the errors above, these figures are neither good nor bad news."
-
 
 def sites_table(
     sites: Iterable[Site], skipped: Iterable[Skipped], jumps: Mapping[str, Jump]
@@ -193,7 +191,8 @@ def verdict(evaluation: Evaluation) -> str:
     if not evaluation.complete:
         return "Interrupted: these figures are of the attacks that were finished, and too good."
     if evaluation.inconclusive:
-        return f"{INCONCLUSIVE} {_said(evaluation, naive, adaptive)}"
+        doubt = "Inconclusive: by the errors above, these figures are neither good nor bad news."
+        return f"{doubt} {_said(evaluation, naive, adaptive)}"
     return _said(evaluation, naive, adaptive)
 
 
