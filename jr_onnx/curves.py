@@ -14,7 +14,7 @@ examples at different places share it, and run in one batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -359,6 +359,7 @@ def robustness_curve(
     progress: Told = lambda role, trial, done: None,
     output: str | None = None,
     keep_examples: bool = True,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> RobustnessCurve:
     """Evaluates at each epsilon, of the baseline too where one is given.
 
@@ -378,6 +379,7 @@ def robustness_curve(
         progress: told role, trial with its epsilon, and the number of examples just finished.
         output: the output with the logits; None for the only one.
         keep_examples: as `evaluate` takes it.
+        on_finding: told what is wrong with models and data before the first attack.
 
     Raises:
         ParameterError: no epsilon, one that is inf or makes no sense, or no such suite.
@@ -405,7 +407,15 @@ def robustness_curve(
             progress=lambda role, trial, done: progress(role, f"{trial} {each.epsilon:g}", done),
             output=output,
             keep_examples=keep_examples,
+            on_finding=tell,
         )
+
+    told: set[Finding] = set()
+
+    def tell(finding: Finding) -> None:
+        if finding not in told:  # each epsilon says it again
+            told.add(finding)
+            on_finding(finding)
 
     evaluations: list[Evaluation] = []
     try:

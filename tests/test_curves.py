@@ -300,16 +300,24 @@ def test_the_verdict_speaks_of_the_worst_case(lenet: jr.Model, mnist: jr.Dataset
     from jr_onnx.report.curves import curve_table, curve_verdict
 
     short = Suite("short", adaptive(steps=2).trials[:2], adaptive=True)
-    found = robustness_curve(
-        jr.retrofit(lenet, jump=0.3).model,
-        mnist.x[:20],
-        mnist.y[:20],
-        threat=ThreatModel(epsilon=0.1),
-        epsilons=[0.01],
-        suite=short,
-        baseline=lenet,
-        device="cpu",
-    )
+
+    def run(baseline: jr.Model) -> Any:
+        return robustness_curve(
+            jr.retrofit(lenet, jump=0.3).model,
+            mnist.x[:20],
+            mnist.y[:20],
+            threat=ThreatModel(epsilon=0.1),
+            epsilons=[0.01],
+            suite=short,
+            baseline=baseline,
+            device="cpu",
+        )
+
+    other = run(jr.retrofit(lenet, jump=0.5).model)
+    assert other.gains("robust") == ()
+    assert curve_verdict(other).startswith("Inconclusive: by JR006 these")
+    assert "Each figure is an upper bound" in curve_verdict(other)
+    found = run(lenet)
     assert curve_verdict(found).startswith("No gain shown at any epsilon")
     titles = [column.header for column in curve_table(found).columns]
     assert titles == ["epsilon, linf", "original", "retrofitted", "change", "naive change"]

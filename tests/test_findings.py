@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from onnx import helper, numpy_helper
 
 import jr_onnx as jr
-from jr_onnx.attacks import FGSM, PGD, Square, Transfer
+from jr_onnx.attacks import APGD, FGSM, PGD, Square, Transfer
+from jr_onnx.data import load_data
 from jr_onnx.findings import of_the_model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import Suite, Trial
 
 Array = np.ndarray[Any, Any]
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
 MakeModel = Callable[..., jr.Model]
 THREAT = jr.ThreatModel(epsilon=0.1)
 BALLS = [THREAT, jr.ThreatModel(norm="l2", epsilon=1.5)]
@@ -65,6 +68,15 @@ def _rounded(model: jr.Model) -> jr.Model:
         ],
         none=0.0,
     )
+
+
+def test_an_honest_model_is_not_flagged_in_l1(lenet: jr.Model) -> None:
+    """PGD gets stuck there now and then, at one of these at any epsilon: APGD judges the model."""
+    data = load_data(SAMPLES / "mnist_test.npz", limit=20, seed=0)
+    threat = jr.ThreatModel(norm="l1", epsilon=5.0)
+    suite = Suite("apgd", (Trial(name="apgd", attack=APGD(steps=20)),))
+    found = jr.evaluate(lenet, data.x, data.y, threat=threat, suite=suite, device="cpu")
+    assert found.findings == ()
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))

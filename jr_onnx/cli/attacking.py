@@ -211,15 +211,14 @@ def evaluate(
         "checkpoint": Checkpoint(resume) if resume else None,
         "output": output_name,
         "keep_examples": False,
+        "on_finding": _warn,
     }
     found: Evaluation | RobustnessCurve | None
     interrupted: KeyboardInterrupt | None = None
     with bars(len(examples), quiet=quiet) as progress:
         try:
             if curve is None:
-                found = run_suite(
-                    loaded, examples.x, examples.y, progress=progress, on_finding=_warn, **shared
-                )
+                found = run_suite(loaded, examples.x, examples.y, progress=progress, **shared)
             else:
                 found = robustness_curve(
                     loaded,

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.curves import RobustnessCurve
+from jr_onnx.findings import is_inconclusive
 from jr_onnx.report.terminal import with_interval
 
 
@@ -38,7 +39,16 @@ def curve_verdict(curve: RobustnessCurve) -> str:
     """Returns what the curve says and what it does not."""
     if not curve.complete:
         return "Interrupted: the epsilons that are missing were not finished."
-    if len(curve.models) < 2 or not curve.adaptive:
+    if curve.inconclusive:
+        rules = sorted({each.rule for each in curve.findings if is_inconclusive([each])})
+        doubt = f"by {' and '.join(rules)} these figures are neither good nor bad news."
+        return f"Inconclusive: {doubt} {_said(curve)}"
+    return _said(curve)
+
+
+def _said(curve: RobustnessCurve) -> str:
+    gains = curve.gains("robust")
+    if not gains or not curve.adaptive:
         suite = curve.evaluations[0].suite.name
         return (
             f"Each figure is an upper bound: what no attack of the suite {suite} broke, a better "
@@ -46,7 +56,7 @@ def curve_verdict(curve: RobustnessCurve) -> str:
         )
     better = [
         f"{epsilon:g}"
-        for epsilon, gain in zip(curve.epsilons, curve.gains("robust"), strict=True)
+        for epsilon, gain in zip(curve.epsilons, gains, strict=True)
         if gain.interval[0] > 0
     ]
     if not better:
