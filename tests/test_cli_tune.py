@@ -92,6 +92,24 @@ def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is there already" in capsys.readouterr().err
 
 
+def test_two_axes_have_one_legend() -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    from jr_onnx.report.plots import _trade_off
+
+    model = tiny_model()
+    found = jr.tune(
+        model, *tiny_data(model, 40), threat=jr.ThreatModel(epsilon=0.05), trials=1,
+        objective="distance", max_accuracy_drop=0.05, steps=2, suite="naive", device="cpu",
+    )  # fmt: skip
+    figure = figures.Figure(layout="constrained")
+    _trade_off(figure, found)
+    assert [axes.get_legend() for axes in figure.axes] == [None, None]
+    (legend,) = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[:2] == ["clean accuracy", "budget"]
+    assert "mean smallest epsilon (95%)" in said
+
+
 def test_plots_that_are_there_are_refused_before_any_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
