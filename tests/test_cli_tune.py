@@ -48,6 +48,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
     assert "4 candidates attacked on 30 examples, global jumps" in said
     assert "reported on 30 other examples" in said
     assert "The objective is naive" in said
+    assert "within the budget of 5 points." in said
     found = json.loads((folder / "out.json").read_bytes())
     jumps = jr.load_jumps("jumps.toml")
     assert jumps == (found["jumps"] or dict.fromkeys(["relu0", "relu1"], 0.0))
