@@ -51,6 +51,7 @@ def test_from_a_model_and_a_budget_to_a_hardened_model(
     assert "4 candidates attacked on 30 examples, global jumps" in said
     assert "reported on 30 other examples" in said
     assert "The objective is naive" in said
+    assert "within the budget of 5 points." in said
     found = json.loads((folder / "out.json").read_bytes())
     jumps = jr.load_jumps("jumps.toml")
     assert jumps == (found["jumps"] or dict.fromkeys(["relu0", "relu1"], 0.0))
@@ -93,6 +94,24 @@ def test_plots(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "relu1" in (folder / "plots" / "jumps.svg").read_text()
     assert _run("--data", "data.npz", "--plot", "plots") == Exit.ERROR, "before any work"
     assert "is there already" in capsys.readouterr().err
+
+
+def test_two_axes_have_one_legend() -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    from jr_onnx.report.plots import _trade_off
+
+    model = tiny_model()
+    found = jr.tune(
+        model, *tiny_data(model, 40), threat=jr.ThreatModel(epsilon=0.05), trials=1,
+        objective="distance", max_accuracy_drop=0.05, steps=2, suite="naive", device="cpu",
+    )  # fmt: skip
+    figure = figures.Figure(layout="constrained")
+    _trade_off(figure, found)
+    assert [axes.get_legend() for axes in figure.axes] == [None, None]
+    (legend,) = figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[:2] == ["clean accuracy", "budget"]
+    assert "mean smallest epsilon (95%)" in said
 
 
 def test_pictures_that_are_there_are_no_surprise_at_the_end(

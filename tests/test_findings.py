@@ -105,6 +105,9 @@ def test_a_saturated_softmax_is_flagged(
     told = of_the_model(jr.Target(broken, device="cpu"), mnist.x[:5])
     assert [each.rule for each in told] == ["JR006"]
     assert "outputs are probabilities, and no softmax was recognised" in told[0].message
+    hardened = jr.retrofit(broken, jump=0.5).model
+    (told_of_it,) = of_the_model(jr.Target(hardened, device="cpu"), mnist.x[:5])
+    assert told_of_it.message.startswith(f"the retrofitted {told[0].message.split(':')[0]}: ")
 
 
 def test_a_recognised_softmax_is_no_finding(lenet: jr.Model, mnist: jr.Dataset) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gates import edit, harden, short_adaptive
 
 import jr_onnx as jr
+from jr_onnx.errors import ParameterError
+from jr_onnx.gate import assert_robust
 from jr_onnx.suites import SUITES
 
 pytest_plugins = ["pytester"]
@@ -74,3 +78,18 @@ def test_it_costs_nothing_at_start_up() -> None:
     )
     for heavy in ("'jr_onnx'", "'numpy'", "'onnx'", "'onnxruntime'", "'pydantic'"):
         assert heavy not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"at_least": 30}, "at_least: input should be less than or equal to 1, got 30"),
+        ({"device": "gpu"}, "device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ({"suite": "hard"}, "suite must be one of naive, paper, standard, adaptive, got 'hard'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    lenet: jr.Model, mnist: jr.Dataset, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ParameterError, match=f"^{re.escape(message)}"):
+        assert_robust(lenet, mnist, **{"epsilon": 0.1, "at_least": 0.1} | given)

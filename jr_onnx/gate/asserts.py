@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pydantic import ValidationError
+
 from jr_onnx import rewrite
 from jr_onnx.attacks import ThreatModel, parse_epsilon
 from jr_onnx.data import Dataset, load_data
+from jr_onnx.errors import ParameterError
 from jr_onnx.gate.config import EvaluationTable, GatesTable
 from jr_onnx.gate.run import judge
 from jr_onnx.gate.subject import Subject, alone
@@ -86,7 +89,7 @@ def assert_robust(
 
     Raises:
         AssertionError: it is not reached, or the attacks are in doubt.
-        JrOnnxError: model or data cannot be used.
+        JrOnnxError: model or data cannot be used, or an argument makes no sense.
     """
     __tracebackhide__ = True
     loaded = _model(model)
@@ -95,7 +98,15 @@ def assert_robust(
     if not isinstance(data, Dataset):
         data = load_data(data, preprocessing=preprocessing, limit=samples, seed=seed)
     radius = parse_epsilon(epsilon) if isinstance(epsilon, str) else epsilon
-    table = {"suite": suite, "seed": seed, "device": device, "output": output}
+    try:
+        evaluation = EvaluationTable.model_validate(
+            {"suite": suite, "seed": seed, "device": device, "output": output}
+        )
+        gates = GatesTable(
+            min_robust_accuracy=at_least, min_adaptive_gain=-1.0, all_sites_retrofitted=False
+        )
+    except ValidationError as error:
+        raise ParameterError(_told(error)) from error
     subject = Subject(
         name=loaded.name,
         model=loaded,
@@ -104,10 +115,8 @@ def assert_robust(
         examples=data,
         steps=preprocessing,
         threat=ThreatModel(norm=norm, epsilon=radius, bounds=bounds),
-        evaluation=EvaluationTable.model_validate(table),
-        gates=GatesTable(
-            min_robust_accuracy=at_least, min_adaptive_gain=-1.0, all_sites_retrofitted=False
-        ),
+        evaluation=evaluation,
+        gates=gates,
     )
     result = judge(subject)
     doubtful = (Status.FAIL, Status.INCONCLUSIVE)
@@ -116,6 +125,14 @@ def assert_robust(
         lines = [f"{each.code} {each.rule.name}, {each.status}: {each.message}" for each in wrong]
         raise AssertionError(f"{loaded.name}: not shown to be robust:\n" + "\n".join(lines))
     return result
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # one of our own, with a message of its own
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0]).replace("min_robust_accuracy", "at_least")
+    return f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}"
 
 
 def _model(model: ModelOrPath) -> Model:

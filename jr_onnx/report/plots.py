@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,11 @@ def _trade_off(figure: Any, tuning: Tuning) -> None:
         _over_value(axes, tuning)
     else:
         _over_clean(axes, tuning)
-    axes.set_title(tuning.settings, fontsize=9)
-    axes.legend()
+    axes.set_title(tuning.settings.rstrip("."), fontsize=9)
+    drawn = [each.get_legend_handles_labels() for each in figure.axes]
+    handles, labels = ([*chain(*each)] for each in zip(*drawn, strict=True))
+    # One for both axes, where it hides nothing of either.
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
 
 
 def _over_value(axes: Any, tuning: Tuning) -> None:
@@ -133,7 +137,6 @@ def _over_value(axes: Any, tuning: Tuning) -> None:
     axes.set_ylabel("accuracy, part to tune on")
     if robust is not axes:
         robust.set_ylabel(tuning.objective.measure)
-        robust.legend(loc="lower left")
 
 
 def _over_clean(axes: Any, tuning: Tuning) -> None:
@@ -146,6 +149,8 @@ def _over_clean(axes: Any, tuning: Tuning) -> None:
                 [point.robustness for point in points],
                 yerr=_errors(points),
                 fmt="*" if origin == "original" else "o",
+                markersize=12 if origin == "original" else 6,
+                zorder=2.5 if origin == "original" else 2,
                 color=f"C{number}",
                 alpha=0.6,
                 label=origin,

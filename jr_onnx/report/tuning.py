@@ -64,11 +64,12 @@ def tuning_verdict(tuning: Tuning) -> str:
         )
     if change is not None:
         low, high = (100 * end for end in change.interval)
+        budget = 100 * tuning.max_accuracy_drop
         kept = "within" if tuning.within_budget else "NOT within"
         lines.append(
             f"On {len(tuning.report.x):,} examples that the search never saw, clean accuracy "
             f"changes by {100 * change.change:+.1f} points (95% {low:+.1f} to {high:+.1f}): {kept} "
-            f"the budget of {100 * tuning.max_accuracy_drop:g} points."
+            f"the budget of {budget:g} point{'' if budget == 1 else 's'}."
         )
         lines.append(verdict(tuning.report))
     return "\n".join(lines)
