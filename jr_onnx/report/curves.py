@@ -7,8 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jr_onnx.curves import RobustnessCurve
-from jr_onnx.findings import is_inconclusive
-from jr_onnx.report.terminal import with_interval
+from jr_onnx.report.terminal import doubt, with_interval
 
 
 def curve_table(curve: RobustnessCurve) -> Table:
@@ -39,11 +38,7 @@ def curve_verdict(curve: RobustnessCurve) -> str:
     """Returns what the curve says and what it does not."""
     if not curve.complete:
         return "Interrupted: the epsilons that are missing were not finished."
-    if curve.inconclusive:
-        rules = sorted({each.rule for each in curve.findings if is_inconclusive([each])})
-        doubt = f"by {' and '.join(rules)} these figures are neither good nor bad news."
-        return f"Inconclusive: {doubt} {_said(curve)}"
-    return _said(curve)
+    return doubt(curve.findings) + _said(curve)
 
 
 def _said(curve: RobustnessCurve) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from jr_onnx.activations import Activations
 from jr_onnx.attacks import ThreatModel
 from jr_onnx.evaluate import Evaluation, Gain, ModelEvaluation
-from jr_onnx.findings import is_inconclusive
+from jr_onnx.findings import Finding, is_inconclusive
 from jr_onnx.model import dtype_name
 from jr_onnx.rewrite import TARGETS, EndToEnd, Jump, JumpSite, Retrofit, Site, Skipped, choose
 from jr_onnx.statistics import wilson
@@ -191,11 +191,15 @@ def verdict(evaluation: Evaluation) -> str:
     naive, adaptive = evaluation.naive_gain, evaluation.adaptive_gain
     if not evaluation.complete:
         return "Interrupted: these figures are of the attacks that were finished, and too good."
-    if evaluation.inconclusive:
-        rules = sorted({each.rule for each in evaluation.findings if is_inconclusive([each])})
-        doubt = f"by {' and '.join(rules)} these figures are neither good nor bad news."
-        return f"Inconclusive: {doubt} {_said(evaluation, naive, adaptive)}"
-    return _said(evaluation, naive, adaptive)
+    return doubt(evaluation.findings) + _said(evaluation, naive, adaptive)
+
+
+def doubt(findings: Iterable[Finding]) -> str:
+    """Returns what goes before a verdict that findings leave nothing of, else nothing."""
+    rules = sorted({each.rule for each in findings if is_inconclusive([each])})
+    if not rules:
+        return ""
+    return f"Inconclusive: by {' and '.join(rules)} these figures are neither good nor bad news. "
 
 
 def _said(evaluation: Evaluation, naive: Gain | None, adaptive: Gain | None) -> str:
