@@ -47,6 +47,17 @@ def test_carlini_wagner_comes_near_to_the_minimal_distance(linear: Any) -> None:
     assert ratio.mean() < 1.03
 
 
+def test_carlini_wagner_starts_from_data_that_float16_rounds_to_beyond_a_bound() -> None:
+    model = random_linear(classes=4)
+    model.dtype = np.dtype(np.float16)
+    x = np.random.default_rng(0).uniform(-2.1179, 2.64, (200, 20))
+    x[:, :10] = 2.64  # 2.641 in float16
+    y = model.logits(x.astype(np.float16)).argmax(axis=1)
+    threat = ThreatModel(norm="l2", epsilon=np.inf, bounds=(-2.1179, 2.64))
+    found = CarliniWagner(steps=100).run(model, x, y, threat)
+    assert not found.robust[found.correct].any()
+
+
 def test_ead_comes_near_to_the_minimal_distance(linear: Any) -> None:
     model, x, y = linear
     threat = ThreatModel(norm="l1", epsilon=np.inf, bounds=(-3, 4))

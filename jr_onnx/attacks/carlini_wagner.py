@@ -47,7 +47,8 @@ class CarliniWagner(Penalty):
     ) -> Array:
         """Adam in the variable w."""
         centre, half = sum(bounds) / 2, (bounds[1] - bounds[0]) / 2
-        w = np.arctanh((x.astype(np.float64) - centre) / half * _INSIDE)
+        # Data at a bound may be rounded to beyond it.
+        w = np.arctanh(np.clip((x.astype(np.float64) - centre) / half, -1, 1) * _INSIDE)
         start = centre + half * np.tanh(w)
         first, second = np.zeros_like(w), np.zeros_like(w)
         plateau = Plateau(len(x), self.steps, self.abort_early)
