@@ -187,9 +187,9 @@ class Evaluation:
     def naive_gain(self) -> Gain | None:
         """Gain under attacks on the model's own gradient; None where there is no comparison.
 
-        That is, for one model, after an interruption, where trials were left out, or the
-        baseline is not the original. A
-        discontinuity such as the jump can mislead these attacks (gradient masking).
+        That is, for one model, after an interruption, where trials were left out, or the baseline
+        is not the original. A discontinuity such as the jump can mislead these attacks (gradient
+        masking).
         """
         return self._gain("naive")
 
