@@ -126,17 +126,17 @@ print(_take_place(Path({path!r}))[0])
 
 
 def _finished(folder: Path) -> int:
+    """How many trials the study holds; opened to write, for SIGKILL may leave a journal to undo."""
     path = folder / "study.db"
     if not path.exists():
         return 0
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30) as base:
+    with closing(sqlite3.connect(path, timeout=30)) as base:
         try:
             (count,) = base.execute("select count(*) from trials").fetchone()
-        except sqlite3.OperationalError:
-            return 0  # there are no tables yet
-        finally:
-            base.rollback()
-    base.close()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return 0
+            raise
     return int(count)
 
 
