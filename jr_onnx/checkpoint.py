@@ -1,6 +1,6 @@
-"""Finished trials of an evaluation on disk, so that a killed run goes on where it was.
+"""Finished parts of an evaluation on disk, so that a killed run goes on where it was.
 
-folder/<hash of what was run>.npz      one trial on one model; written when it is finished
+folder/<hash of what was run>.npz      one trial on one model and batch; written when finished
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def robustness_curve(
         device: `auto`, `cpu` or `cuda`.
         seed: of all random numbers.
         batch_size: most examples in one run.
-        checkpoint: keeps finished trials, and gives back those that are finished already.
+        checkpoint: keeps finished batches, and gives back those that are finished already.
         progress: told role, trial with its epsilon, and the number of examples just finished.
         output: the output with the logits; None for the only one.
         keep_examples: as `evaluate` takes it.

@@ -43,9 +43,12 @@ class Job:
     progress: Progress
 
     def parts(self, chosen: Array) -> Iterator[Array]:
-        """Cuts indices of examples into whole batches that fit the memory."""
+        """Cuts indices of examples into what is kept at once: whole batches that fit the memory.
+
+        With a checkpoint it is a single one, which is all that a killed run loses.
+        """
         batch = self.batch_size * max(self.x[:1].nbytes, 1)
-        size = self.batch_size * max(_PART_BYTES // batch, 1)
+        size = self.batch_size * (1 if self.checkpoint else max(_PART_BYTES // batch, 1))
         return (chosen[at : at + size] for at in range(0, len(chosen), size))
 
 

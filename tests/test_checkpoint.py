@@ -85,6 +85,42 @@ def test_a_killed_run_goes_on_and_gives_the_same(
     assert ran[0] == (6 - stopped_at if stopped_at < 6 else 6), "what was finished is not run again"
 
 
+def test_a_run_killed_in_the_midst_of_a_trial_loses_one_batch(
+    lenet: jr.Model, mnist: jr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(tmp_path)
+
+    def run(folder: Checkpoint | None) -> jr.Evaluation:
+        return jr.evaluate(
+            lenet,
+            mnist.x[:20],
+            mnist.y[:20],
+            threat=THREAT,
+            suite=Suite("one", THREE.trials[:1]),
+            device="cpu",
+            batch_size=8,
+            checkpoint=folder,
+        )
+
+    whole = run(None)
+    attack, sizes = Attack.run, []
+
+    def counted(self: Attack, target: Any, x: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(x))
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        return attack(self, target, x, *args, **options)
+
+    monkeypatch.setattr(Attack, "run", counted)
+    with pytest.raises(EvaluationInterrupted):
+        run(checkpoint)
+    resumed = run(checkpoint)
+    assert sizes[:4] == [8, 8, 4, 4], "what follows is the diagnosis"
+    assert _figures(resumed) == _figures(whole)
+    (ours,), (theirs,) = (found.models[0].outcomes.values() for found in (resumed, whole))
+    assert np.array_equal(ours.result.x_adv, theirs.result.x_adv)
+
+
 def test_another_seed_is_another_run(lenet: jr.Model, mnist: jr.Dataset, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     for seed in (0, 1, 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,28 @@ def test_adversarial_examples_are_saved_and_tried_on_another_model(
     right = jr.Target(jr.load(hardened), device="cpu").logits(x_adv).argmax(1) == y
     assert replayed["accuracy_under_replay"] == pytest.approx(right.mean(), abs=1 / 30)
     assert len(list((folder / "png").glob("*.png"))) == replayed["broken_before"]
+
+
+def test_an_attack_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, ran = Attack.run, [0]
+
+    def counted(self: Attack, *args: Any, **options: Any) -> Any:
+        ran[0] += 1
+        if ran[0] == 2:
+            raise KeyboardInterrupt
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Attack, "run", counted)
+    monkeypatch.setattr(sys.modules["jr_onnx.runs"], "diagnose", lambda *args: ())
+    adv = folder / "adv.npz"
+    arguments = ("attack", LENET, "--data", folder / "digits.npz", "--batch-size", 10, "-o", adv)
+    assert _run(*arguments, "--resume", folder / "runs") == 130
+    assert not adv.exists()
+    assert _run(*arguments, "--resume", folder / "runs") == 0
+    assert ran[0] == 2 + 2, "the first of three batches is not attacked again"
+    found = np.load(adv)["x_adv"]
+    assert _run(*arguments, "--force") == 0
+    assert np.array_equal(np.load(adv)["x_adv"], found)
 
 
 def test_options_reach_the_attack(folder: Path) -> None:

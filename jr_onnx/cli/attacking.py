@@ -30,6 +30,7 @@ from jr_onnx.cli.options import (
     Output,
     OutputName,
     Quiet,
+    Resume,
     Seed,
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data, steps_for
@@ -79,6 +80,7 @@ def attack(
         Path | None,
         typer.Option(help="Folder for the broken examples as PNG.", show_default=False),
     ] = None,
+    resume: Resume = None,
     output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -124,6 +126,7 @@ def attack(
             device=device,
             seed=seed,
             batch_size=batch_size,
+            checkpoint=Checkpoint(resume) if resume else None,
             progress=progress,
             output=output_name,
             keep_examples=output is not None or images is not None,
@@ -165,13 +168,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps finished attacks, and gives them back after an interruption.",
-            show_default=False,
-        ),
-    ] = None,
+    resume: Resume = None,
     output_name: OutputName = None,
     device: Device = "auto",
     seed: Seed = 0,

@@ -142,6 +142,14 @@ Partial = Annotated[
 Epsilon = Annotated[
     str, typer.Option("--epsilon", help="Radius of the ball, in units of x; 8/255 works.")
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that keeps what is finished, batch by batch, and gives it back after an "
+        "interruption.",
+        show_default=False,
+    ),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of PGD.")]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu or cuda. auto takes CUDA where it works.")
