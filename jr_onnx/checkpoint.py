@@ -21,7 +21,6 @@ from jr_onnx.data.npz import UNREADABLE
 from jr_onnx.errors import DataError
 from jr_onnx.model import write_atomically
 
-Array = np.ndarray[Any, Any]
 _ARRAYS = ("x_adv", "correct", "robust", "distance")
 
 
@@ -81,12 +80,3 @@ def _read(path: Path) -> AttackResult:
         raise DataError(
             f"{path}: this checkpoint cannot be read ({error}). Delete it, and run again"
         ) from error
-
-
-def digest(*arrays: Array) -> str:
-    """Returns a hash of arrays, for a key."""
-    whole = hashlib.sha256()
-    for array in arrays:
-        whole.update(f"{array.dtype} {array.shape}".encode())
-        whole.update(np.ascontiguousarray(array).data)
-    return whole.hexdigest()

@@ -14,7 +14,8 @@ import numpy as np
 from jr_onnx import rewrite
 from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
 from jr_onnx.attacks.attack import Counts
-from jr_onnx.checkpoint import Checkpoint, digest
+from jr_onnx.checkpoint import Checkpoint
+from jr_onnx.data import digest
 from jr_onnx.errors import ModelError, RewriteError
 from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model
 from jr_onnx.model import Model

@@ -32,6 +32,7 @@ from jr_onnx.attacks import (
     UniformNoise,
 )
 from jr_onnx.autodiff.losses import TARGETS, find_loss
+from jr_onnx.data import digest
 from jr_onnx.errors import ParameterError
 from jr_onnx.target import SurrogateTarget, Target
 
@@ -78,9 +79,13 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what there is to know of it, for the result."""
+        options = asdict(self.attack)  # type: ignore[call-overload]
+        for name, value in options.items():
+            if isinstance(value, np.ndarray):
+                options[name] = f"sha256:{digest(value)}"
         return {
             "attack": self.attack.name,
-            **asdict(self.attack),  # type: ignore[call-overload]
+            **options,
             "surrogate": self.surrogate,
             "source": self.source,
         }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -135,6 +138,84 @@ def test_hopskipjump_stops_inside_the_ball(linear: Any) -> None:
     assert near.counts.forward < far.counts.forward / 2
     assert (far.distance >= distance[:30] * (1 - 1e-4)).all()
     assert np.median(far.distance / distance[:30]) < 1.1
+
+
+def _distances_to(model: Linear, x: Array, wanted: Array) -> Array:
+    """Returns the l2 distance of each example to the region of a class, by its active planes."""
+    found = []
+    for row, t in zip(x.reshape(len(x), -1).astype(np.float64), wanted, strict=True):
+        others = [j for j in range(model.w.shape[1]) if j != t]
+        normals = (model.w[:, [t]] - model.w[:, others]).T.astype(np.float64)
+        missing = -(normals @ row + model.b[t] - model.b[others])
+        lengths = []
+        for chosen in map(list, _subsets(len(others))):
+            step = np.linalg.pinv(normals[chosen]) @ missing[chosen]
+            if (normals @ step >= missing - 1e-9).all():
+                lengths.append(float(np.linalg.norm(step)))
+        found.append(min(lengths))
+    return np.array(found)
+
+
+def _subsets(count: int) -> Iterator[tuple[int, ...]]:
+    for size in range(1, count + 1):
+        yield from combinations(range(count), size)
+
+
+def test_hopskipjump_is_within_5_percent_of_the_distance_to_a_target() -> None:
+    model = random_linear(classes=4)
+    x, y = points(model, 12)
+    wanted = (y + 2) % 4
+    threat = ThreatModel(norm="l2", epsilon=np.inf, bounds=(-3, 4))
+    pool, classes = points(model, 200)
+    starts = np.stack([pool[np.flatnonzero(classes == t)[0]] for t in wanted])
+    attack = HopSkipJump(steps=60, target_classes=wanted.tolist(), starting_points=starts)
+    found = attack.run(Blind(model), x, y, threat)
+    assert (model.logits(found.x_adv).argmax(axis=1) == wanted).all()
+    distance = _distances_to(model, x, wanted)
+    assert (found.distance >= distance * (1 - 1e-4)).all()
+    assert (found.distance <= distance * 1.05).all()
+    nearest = HopSkipJump(steps=10).run(Blind(model), x, y, threat)
+    assert (nearest.distance < found.distance).any(), "the test needs targets that are not nearest"
+
+
+@pytest.mark.parametrize(
+    ("make", "norm"),
+    [
+        (partial(Square, queries=2000), "linf"),
+        (partial(Square, queries=2000, polish=0.5), "l2"),
+        (partial(SimBA, queries=2000, step_size=0.05), "l2"),
+        (partial(SimBA, queries=2000, step_size=0.05, basis="dct"), "linf"),
+        (partial(HopSkipJump, steps=10), "l2"),
+    ],
+)
+def test_a_target_is_reached(make: Any, norm: str) -> None:
+    model = random_linear(classes=4, shape=SHAPE)
+    x, y = points(model, 60, SHAPE)
+    wanted = (y + 2) % 4
+    bounds = (-3.0, 4.0)
+    size = 3 * float(np.median(model.distances(x, y, DUAL[norm])))
+    threat = ThreatModel(norm=norm, epsilon=size, bounds=bounds)
+    free, aimed = (
+        model.logits(attack.run(Blind(model), x, y, threat, batch_size=25).x_adv).argmax(axis=1)
+        for attack in (make(), make(target_classes=wanted.tolist()))
+    )
+    assert (aimed == wanted).mean() > max(0.4, (free == wanted).mean() + 0.1)
+
+
+@pytest.mark.parametrize("make", [Square, SimBA, HopSkipJump])
+def test_targets_that_do_not_fit(make: Any, linear: Any) -> None:
+    model, x, y = linear
+    with pytest.raises(ParameterError, match="other than the label"):
+        make(target_classes=y.tolist()).run(model, x, y, ThreatModel(norm="l2", epsilon=0.1))
+
+
+def test_starting_points_that_do_not_fit(linear: Any) -> None:
+    model, x, y = linear
+    for starts in (x[:5], x[:, :3]):
+        with pytest.raises(ParameterError, match="one for each example of the data, got shape"):
+            HopSkipJump(starting_points=starts).run(
+                model, x, y, ThreatModel(norm="l2", epsilon=0.1)
+            )
 
 
 def test_hopskipjump_starts_where_noise_is_not_misclassified() -> None:

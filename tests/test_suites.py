@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import jr_onnx as jr
-from jr_onnx.attacks import APGD, APGDDLR, IFGSM, PGD, Square, ThreatModel
+from jr_onnx.attacks import APGD, APGDDLR, IFGSM, PGD, HopSkipJump, Square, ThreatModel
 from jr_onnx.errors import DataError, ModelError, ParameterError
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
 
@@ -231,3 +232,12 @@ def test_what_no_trial_can_do_is_refused() -> None:
     square = Suite("square", (Trial(name="square", attack=Square()),))
     with pytest.raises(ParameterError, match="no attack of the suite square knows the norm l1"):
         find_suite(square, "l1")
+
+
+def test_starting_points_are_told_apart_in_the_result() -> None:
+    told = [
+        json.dumps(Trial(name="walk", attack=HopSkipJump(starting_points=points)).to_json())
+        for points in (np.zeros((2, 3)), np.zeros((2, 3)), np.ones((2, 3)))
+    ]
+    assert told[0] == told[1] != told[2]
+    assert '"starting_points": "sha256:' in told[0]

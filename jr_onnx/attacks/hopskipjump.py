@@ -8,20 +8,21 @@ x_{t+1} = the boundary between x and x_t', by bisection
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import generators
+from jr_onnx.attacks.batch import Goal, generators
 from jr_onnx.attacks.nearest import (
     Nearest,
     check_at_least,
     check_positive,
-    misclassified,
 )
 from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
+from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +44,10 @@ class HopSkipJump(Attack):
             n dimensions; 1.
         starts: random images tried until one is misclassified; then constant ones and x mirrored.
         queries: forward passes of each example at most; None for what the steps need, some 35,000.
+        target_classes: one for each example of the data, to be reached instead of any wrong class.
+            Few random images are of a given class: give `starting_points`, too.
+        starting_points: like the data, for each example a point to start from, tried first: of
+            another class than its label, or of its target class.
 
     References:
         Chen et al.: HopSkipJumpAttack: A Query-Efficient Decision-Based Attack (arXiv:1904.02144).
@@ -57,6 +62,8 @@ class HopSkipJump(Attack):
     gamma: float = 1.0
     starts: int = 100
     queries: int | None = None
+    target_classes: Sequence[int] | None = None
+    starting_points: Array | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -79,12 +86,20 @@ class HopSkipJump(Attack):
         seed: int,
         indices: Array,
     ) -> Array:
-        """Returns the nearest misclassified point of each example, or x.
+        """Returns the nearest point of each example that is misclassified, or at its target, or x.
 
         Raises:
-            ParameterError: the norm is l1.
+            ParameterError: the norm is l1, or target classes or starting points do not fit.
         """
-        return _Walk(self, target, x, y, threat, generators(seed, indices)).run()
+        goal = Goal.of(self.target_classes, target, x, y, indices)
+        given = self.starting_points
+        if given is not None and (given.shape[1:] != x.shape[1:] or indices.max() >= len(given)):
+            raise ParameterError(
+                "starting_points must be one for each example of the data, got shape "
+                f"{given.shape} for example {indices.max()} of shape {x.shape[1:]}"
+            )
+        first = None if given is None else given[indices]
+        return _Walk(self, target, x, goal, threat, generators(seed, indices)).run(first)
 
 
 class _Walk:
@@ -95,11 +110,11 @@ class _Walk:
         options: HopSkipJump,
         target: Classifier,
         x: Array,
-        y: Array,
+        goal: Goal,
         threat: ThreatModel,
         streams: list[np.random.Generator],
     ) -> None:
-        self._options, self._target, self._x, self._y = options, target, x, y
+        self._options, self._target, self._x, self._goal = options, target, x, goal
         self._threat, self._streams = threat, streams
         self._nearest, self._points = Nearest(x, threat), x.copy()
         self._left = np.full(len(x), np.inf if options.queries is None else options.queries)
@@ -109,9 +124,10 @@ class _Walk:
         self._bisections = min(wanted, np.finfo(x.dtype).nmant + 8)
         self._size, self._range = size, float(np.ptp(threat.bounds))
 
-    def run(self) -> Array:
+    def run(self, first: Array | None) -> Array:
+        """Returns the nearest points; `first` are the points to start from, where there are any."""
         options, nearest = self._options, self._nearest
-        rows = self._start()
+        rows = self._start(first)
         self._to_boundary(self._affordable(rows, self._bisections))
         for step in range(1, options.steps + 1):
             count = min(int(options.evaluations * math.sqrt(step)), options.most_evaluations)
@@ -132,9 +148,9 @@ class _Walk:
     def _wrong(self, rows: Array, points: Array) -> Array:
         """Asks the model; all that HopSkipJump learns from it."""
         np.subtract.at(self._left, rows, 1)
-        return misclassified(self._target.logits(points), self._y[rows])
+        return self._goal.reached(self._target.logits(points), rows)
 
-    def _start(self) -> Array:
+    def _start(self, first: Array | None) -> Array:
         """Finds a misclassified point for each example; returns for which."""
         low, high = self._threat.bounds
         rows = np.arange(len(self._x))
@@ -151,6 +167,8 @@ class _Walk:
             self._nearest.offer(rows, points, wrong)
             rows = rows[~wrong]
 
+        if first is not None:
+            attempt(first)
         shape = self._x.shape[1:]
         for _ in range(self._options.starts):
             if not len(rows):

@@ -1,18 +1,21 @@
 """SimBA (Guo et al., arXiv:1905.07121): one basis vector after another, pixels or cosines.
 
 x <- x - step_size q  or  x + step_size q,  the first that makes p(y) smaller;  each q once
+
+With targets it is the first that makes the target's probability larger.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import Grid, generators, scores
-from jr_onnx.attacks.nearest import check_at_least, check_positive, misclassified
+from jr_onnx.attacks.batch import Goal, Grid, generators, scores
+from jr_onnx.attacks.nearest import check_at_least, check_positive
 from jr_onnx.attacks.threat import ThreatModel, per_example
 from jr_onnx.errors import ParameterError
 
@@ -31,6 +34,7 @@ class SimBA(Attack):
         step_size: in input units, along a vector of norm 1; 0.2 in the paper, for l2.
         queries: forward passes of each example, at most; 20,000 in the paper.
         frequencies: of `dct`, the lowest along each side; 28 in the paper, of ImageNet's 224.
+        target_classes: one for each example of the data, to be reached instead of any wrong class.
 
     References:
         Guo et al.: Simple Black-box Adversarial Attacks (arXiv:1905.07121).
@@ -42,6 +46,7 @@ class SimBA(Attack):
     step_size: float = 0.2
     queries: int = 20_000
     frequencies: int = 28
+    target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.basis not in BASES:
@@ -59,14 +64,19 @@ class SimBA(Attack):
         seed: int,
         indices: Array,
     ) -> Array:
-        """Returns the least probable point found of each example."""
+        """Returns the least probable point found of each example; with targets, the most.
+
+        Raises:
+            ParameterError: target classes do not fit.
+        """
+        goal = Goal.of(self.target_classes, target, x, y, indices)
         grid = Grid(x.shape[1:])
         vectors = _Vectors(grid.images(x).shape[1:], self)
         streams = generators(seed, indices)
         orders = np.zeros((len(x), vectors.count), int)
         best, left = x.copy(), np.full(len(x), self.queries - 1)
-        _, lead = _ask(target, x, y)
         alive = np.arange(len(x))
+        _, lead = _ask(target, x, goal, alive)
         # A step that the ball or the bounds undo costs no query: the rounds are bounded, too.
         for turn in range(self.queries):
             at = turn % vectors.count
@@ -75,7 +85,7 @@ class SimBA(Attack):
                     orders[row] = streams[row].permutation(vectors.count)
             step = self.step_size * grid.restore(vectors.take(orders[alive, at]))
             improved = np.zeros(len(alive), bool)
-            broken = np.zeros(len(alive), bool)
+            ended = np.zeros(len(alive), bool)
             for sign in (-1.0, 1.0):
                 rows = alive
                 points = threat.project(best[rows] + sign * step, x[rows])
@@ -85,11 +95,11 @@ class SimBA(Attack):
                     continue
                 rows, points = rows[tried], points[tried]
                 left[rows] -= 1
-                wrong, odds = _ask(target, points, y[rows])
-                better = np.logical_or(odds < lead[rows], wrong)
+                there, odds = _ask(target, points, goal, rows)
+                better = np.logical_or(odds < lead[rows], there)
                 best[rows[better]], lead[rows[better]] = points[better], odds[better]
-                improved[tried], broken[tried] = better, wrong
-            alive = alive[~broken]
+                improved[tried], ended[tried] = better, there
+            alive = alive[~ended]
             alive = alive[left[alive] > 0]
             if not len(alive):
                 break
@@ -134,11 +144,11 @@ def cosines(size: int) -> Array:
     return waves
 
 
-def _ask(target: Classifier, x: Array, y: Array) -> tuple[Array, Array]:
-    """Returns which are misclassified, and the log-odds of the label: p(y) that never saturates."""
-    z = scores(target, x)
+def _ask(target: Classifier, x: Array, goal: Goal, rows: Array) -> tuple[Array, Array]:
+    """Returns which are at their goal, and what is to fall: log-odds, which never saturate."""
+    z, classes = scores(target, x), goal.classes[rows]
     others = z.copy()
-    others[np.arange(len(z)), y] = -np.inf
+    others[np.arange(len(z)), classes] = -np.inf
     largest = others.max(axis=1)
     rest = largest + np.log(np.exp(others - per_example(largest, others)).sum(axis=1))
-    return misclassified(z, y), z[np.arange(len(z)), y] - rest
+    return goal.reached(z, rows), goal.sign * (z[np.arange(len(z)), classes] - rest)

@@ -12,14 +12,15 @@ model, in the authors' code too. `polish` spends the last queries on single elem
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
-from jr_onnx.attacks.batch import Draws, Grid, generators, radius, scores
-from jr_onnx.attacks.nearest import check_at_least, margin, misclassified
+from jr_onnx.attacks.batch import Draws, Goal, Grid, generators, radius, scores
+from jr_onnx.attacks.nearest import check_at_least, margin
 from jr_onnx.attacks.threat import ThreatModel
 from jr_onnx.errors import ParameterError
 
@@ -44,6 +45,7 @@ class Square(Attack):
         polish: share of the queries, the last ones, that change a single position; none in
             AutoAttack. With 0.5, l2 comes within 5% of the best point of a linear model where
             there are some 80 queries for each element.
+        target_classes: one for each example of the data, to be reached instead of any wrong class.
 
     References:
         Andriushchenko et al.: Square Attack (arXiv:1912.00049).
@@ -55,6 +57,7 @@ class Square(Attack):
     queries: int = 5000
     area: float = 0.8
     polish: float = 0.0
+    target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, queries=self.queries)
@@ -73,12 +76,13 @@ class Square(Attack):
         seed: int,
         indices: Array,
     ) -> Array:
-        """Returns the point of smallest margin of each example.
+        """Returns the point of smallest margin of each example; with targets, of largest.
 
         Raises:
-            ParameterError: the norm is l1, or epsilon is inf.
+            ParameterError: the norm is l1, epsilon is inf, or target classes do not fit.
         """
         radius(self.name, threat)
+        goal = Goal.of(self.target_classes, target, x, y, indices)
         grid, streams = Grid(x.shape[1:]), generators(seed, indices)
         kind = _Stripes if threat.norm == "linf" else _Bumps
         squares = kind(grid.images(x), threat)
@@ -93,10 +97,11 @@ class Square(Attack):
                 share = self._share(query - 1)
                 candidates = squares.next(alive, best[alive], draws.take(alive), share)
             z = scores(target, grid.restore(candidates))
-            left, wrong = -margin(z, y[alive]), misclassified(z, y[alive])
-            better = np.logical_or(left < lead[alive], wrong)
+            left = -goal.sign * margin(z, goal.classes[alive])
+            there = goal.reached(z, alive)
+            better = np.logical_or(left < lead[alive], there)
             best[alive[better]], lead[alive[better]] = candidates[better], left[better]
-            alive = alive[~wrong]
+            alive = alive[~there]
             if not len(alive):
                 break
         return grid.restore(best)

@@ -3,7 +3,7 @@
 npz, parquet, class folders, labels CSV  --load_data-->  Dataset  --batches-->  (x, y), (x, y), ...
 """
 
-from jr_onnx.data.dataset import Dataset
+from jr_onnx.data.dataset import Dataset, digest
 from jr_onnx.data.load import load_data, load_npz
 
-__all__ = ["Dataset", "load_data", "load_npz"]
+__all__ = ["Dataset", "digest", "load_data", "load_npz"]

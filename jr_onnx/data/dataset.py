@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import tempfile
@@ -189,6 +190,15 @@ class Dataset:
         first = next(self.batches(min(_LOOKED_AT, len(self))))[0]
         found = [*_of_labels(self.source.labels), *_of_pixels(first, self.bounds)]
         return (*self.source.notes, *found)
+
+
+def digest(*arrays: Array) -> str:
+    """Returns a hash of arrays: their dtypes, shapes and elements."""
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()
 
 
 def check_labels(y: Array, name: str) -> Array:

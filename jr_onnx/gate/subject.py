@@ -7,8 +7,7 @@ from functools import cached_property
 
 from jr_onnx import rewrite
 from jr_onnx.attacks import ThreatModel
-from jr_onnx.checkpoint import digest
-from jr_onnx.data import Dataset
+from jr_onnx.data import Dataset, digest
 from jr_onnx.errors import DataError, NotRetrofittedError
 from jr_onnx.evaluate import check_fit
 from jr_onnx.findings import of_the_data

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jr_onnx.checkpoint import digest
+from jr_onnx.data import digest
 from jr_onnx.errors import DataError, ParameterError
 
 Array = np.ndarray[Any, Any]
