@@ -88,6 +88,7 @@ class Session:
     Attributes:
         provider: the execution provider that really took the model (it may leave operators
             without a kernel to the CPU).
+        threads: as asked.
         inputs: its inputs.
         outputs: its outputs.
 
@@ -104,7 +105,7 @@ class Session:
         threads: int | None = None,
         batch: int | None = None,
     ) -> None:
-        self._where = model.name
+        self._where, self.threads = model.name, threads
         wanted = _providers(device)
         options = _onnxruntime().SessionOptions()
         options.log_severity_level = 4  # what matters is raised; warnings would tear progress bars

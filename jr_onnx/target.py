@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from jr_onnx.session import Port, Session, batches
 
 Array = np.ndarray[Any, Any]
 DEFAULT_BATCH_SIZE = 64
-# Activations of so many examples stay in the CPU's cache on the way back.
-_MICRO = 16
+# Activations of so many examples stay in the CPU's cache on the way back, and a batch can be shared
+# evenly among cores; fewer than the second are not worth a run of their own.
+_MICRO, _LEAST_MICRO = 8, 2
 
 
 class Derivative(NamedTuple):
@@ -136,7 +138,7 @@ class Target:
             feeds = {**self._given, self._input.name: part}
             return tuple(self._forward.run(feeds, [self.output]))
 
-        return self._in_batches(run, self._input, x)[0]
+        return _in_batches(run, self._input, self._batch_size, x)[0]
 
     def differentiate(
         self,
@@ -182,7 +184,8 @@ class Target:
             feeds = {**self._given, **dict(zip(names, parts, strict=True))}
             return tuple(session.run(feeds, wanted))
 
-        return Derivative(*self._in_batches(run, ports[graph.x], x, *more))
+        mapped = _workers().map if session.threads == 1 else map
+        return Derivative(*_in_batches(run, ports[graph.x], backward.micro, x, *more, over=mapped))
 
     def loss_and_gradient(
         self,
@@ -218,9 +221,13 @@ class Target:
                 x=self._input.name,
                 output=self.output,
             )
-            on_cpu = self.provider == "CPUExecutionProvider"
-            micro = min(_MICRO, self._batch_size) if on_cpu else self._batch_size
-            self._gradients[key] = _Backward(graph, self._device, micro)
+            micro, threads = self._batch_size, None
+            if self.provider == "CPUExecutionProvider":
+                share = max(self._batch_size // _cores(), _LEAST_MICRO)
+                micro = min(_MICRO, share, self._batch_size)
+                # A large batch that the model fixes is one run, for all cores.
+                threads = 1 if (self.fixed_batch or 1) <= micro else None
+            self._gradients[key] = _Backward(graph, self._device, micro, threads)
         return self._gradients[key]
 
     def _check_labels(self, y: Array, examples: int) -> None:
@@ -231,16 +238,36 @@ class Target:
             )
         check_classes(y, classes_of(self._output.shape), self.model.name)
 
-    def _in_batches(
-        self, run: Callable[..., tuple[Array, ...]], port: Port, x: Array, *more: Array
-    ) -> tuple[Array, ...]:
-        if not len(x):
-            raise DataError("there are no examples to run")
-        results = [
-            [value[:real] for value in run(*parts)]
-            for parts, real in batches(port, self._batch_size, x, *more)
-        ]
-        return tuple(map(np.concatenate, zip(*results, strict=True)))
+
+def _in_batches(
+    run: Callable[..., tuple[Array, ...]],
+    port: Port,
+    size: int,
+    x: Array,
+    *more: Array,
+    over: Callable[..., Iterator[list[Array]]] = map,
+) -> tuple[Array, ...]:
+    if not len(x):
+        raise DataError("there are no examples to run")
+
+    def run_part(part: tuple[list[Array], int]) -> list[Array]:
+        arrays, real = part
+        return [value[:real] for value in run(*arrays)]
+
+    results = over(run_part, batches(port, size, x, *more))
+    return tuple(map(np.concatenate, zip(*results, strict=True)))
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="jr_onnx")
 
 
 @dataclass(frozen=True)
@@ -251,11 +278,13 @@ class _Backward:
         graph: the gradient graph.
         device: for its sessions.
         micro: examples in one run of the session for many.
+        threads: of one run of that session; with one, its runs are made side by side.
     """
 
     graph: InputGradient
     device: str
     micro: int
+    threads: int | None
 
     @cached_property
     def few(self) -> Session:
@@ -265,11 +294,17 @@ class _Backward:
     @cached_property
     def many(self) -> Session:
         """Takes `micro` examples: a known batch is faster (docs/benchmarks/gradients.md)."""
-        return Session(self.graph.model, device=self.device, batch=self.micro)
+        return Session(self.graph.model, device=self.device, threads=self.threads, batch=self.micro)
 
     def session(self, examples: int) -> Session:
         """Returns the faster session; the last batch of the second is filled up."""
-        return self.many if examples >= self.micro else self.few
+        if self.threads is None:
+            return self.many if examples >= self.micro else self.few
+        # In units of an example on one core. Side by side, batches are filled up, cores may idle;
+        # all on one run are not quite as many times as fast, and the batch is not known.
+        side_by_side = -(-examples // (self.micro * _cores())) * self.micro
+        together = 1.1 * examples / _cores() ** 0.85
+        return self.many if side_by_side <= together else self.few
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gradient_checks import model, weight
 import jr_onnx as jr
 from jr_onnx.autodiff import vjp
 from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError, UnsupportedOpsetError
+from jr_onnx.session import Session
 
 MakeModel = Callable[..., jr.Model]
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -103,6 +106,39 @@ def test_a_batch_may_be_cut_in_any_way(lenet: jr.Model, mnist: jr.Dataset) -> No
     whole = jr.Target(lenet, device="cpu").differentiate(x, y)
     parts = jr.Target(lenet, device="cpu", batch_size=3).differentiate(x, y)
     for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cores", "examples", "shared"),
+    [(1, 30, True), (2, 7, False), (2, 30, True), (16, 30, False), (16, 64, True)],
+)
+def test_cores_share_a_batch_that_is_large_enough(
+    lenet: jr.Model,
+    mnist: jr.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    examples: int,
+    shared: bool,
+) -> None:
+    x, y = mnist.x[:examples], mnist.y[:examples]
+    graph = jr.input_gradient(lenet)
+    wanted = (graph.logits, graph.loss, graph.gradient)
+    feeds = {graph.x: x, graph.compared["labels"]: y}
+    expected = Session(graph.model, device="cpu").run(feeds, wanted)
+    run, threads = Session.run, set()
+
+    def seen(self: Session, *arguments: Any) -> Any:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Session, "run", seen)
+    with ThreadPoolExecutor(cores, thread_name_prefix="worker") as workers:
+        for name, value in (("_cores", cores), ("_workers", workers)):
+            monkeypatch.setattr(f"jr_onnx.target.{name}", lambda value=value: value)
+        found = jr.Target(lenet, device="cpu").differentiate(x, y)
+    assert threads == {"worker" if shared else "MainThread"}
+    for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
