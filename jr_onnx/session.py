@@ -84,6 +84,7 @@ class Session:
         batch: makes a symbolic batch this number: onnxruntime then keeps more of a convolutional
             network, and most of its gradient, in its blocked layout. Ignored where the axis is a
             number, or shares its symbol with an axis that is no batch.
+        of: the input whose first axis is the batch; the first input if None.
 
     Attributes:
         provider: the execution provider that really took the model (it may leave operators
@@ -104,6 +105,7 @@ class Session:
         device: str = "auto",
         threads: int | None = None,
         batch: int | None = None,
+        of: str | None = None,
     ) -> None:
         self._where, self.threads = model.name, threads
         wanted = _providers(device)
@@ -111,7 +113,7 @@ class Session:
         options.log_severity_level = 4  # what matters is raised; warnings would tear progress bars
         if threads is not None:
             options.intra_op_num_threads = threads
-        symbol = _batch_symbol(model) if batch is not None else None
+        symbol = _batch_symbol(model, of) if batch is not None else None
         if symbol is not None:
             options.add_free_dimension_override_by_name(symbol, batch)
         if model.folder is not None:
@@ -244,13 +246,14 @@ def _attach(options: Any, model: Model) -> None:
     add(names, contents, list(map(len, contents)))
 
 
-def _batch_symbol(model: Model) -> str | None:
-    """Returns the symbol of the first axis of the first input, if no other axis has it."""
-    shapes = [value.type.tensor_type.shape.dim for value in model.proto.graph.input]
-    if not shapes or not shapes[0]:
+def _batch_symbol(model: Model, of: str | None) -> str | None:
+    """Returns the symbol of the first axis of an input, if no other than a first axis has it."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.proto.graph.input}
+    shape = shapes.get(of) if of is not None else next(iter(shapes.values()), None)
+    if not shape:
         return None
-    symbol = str(shapes[0][0].dim_param)
-    others = {dim.dim_param for shape in shapes for dim in shape[1:]}
+    symbol = str(shape[0].dim_param)
+    others = {dim.dim_param for shape in shapes.values() for dim in shape[1:]}
     return symbol if symbol and symbol not in others else None
 
 

@@ -54,6 +54,7 @@ class Target:
 
     Raises:
         ModelError: the model is no such classifier.
+        ParameterError: batch_size is below 1, or there is no such device.
         SessionError: onnxruntime is not there or refuses the model.
     """
 
@@ -66,6 +67,8 @@ class Target:
         output: str | None = None,
         given: Mapping[str, Array] | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ParameterError(f"batch_size must be at least 1, got {batch_size}")
         if isinstance(model, bytes):
             model = Model(model)
         self.model = model if isinstance(model, Model) else load(model)
@@ -160,8 +163,9 @@ class Target:
 
         Raises:
             UnsupportedOpError: nodes without a gradient rule.
-            DataError: x does not have the input's shape.
+            DataError: x does not have the input's shape, or y or the targets do not fit x.
             ParameterError: targets are missing, or there is no such loss or surrogate.
+            SessionError: with what onnxruntime said.
         """
         backward = self._backward(loss, surrogate)
         graph = backward.graph
@@ -172,6 +176,11 @@ class Target:
         for what in graph.compared:
             if what != REFERENCE:
                 self._check_labels(np.asarray(given[what]), len(x))
+            elif np.shape(y)[:1] != (len(x),):
+                raise DataError(
+                    f"expected one reference output for each of {len(x)} examples, got shape "
+                    f"{np.shape(y)}"
+                )
         ports = {port.name: port for port in session.inputs}
         names = (graph.x, *graph.compared.values())
         more = [
@@ -270,6 +279,10 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_cores(), thread_name_prefix="jr_onnx")
 
 
+if hasattr(os, "register_at_fork"):  # a forked child has the pool, but none of its threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
+
+
 @dataclass(frozen=True)
 class _Backward:
     """A gradient graph, and a session for few examples and one for many.
@@ -294,7 +307,13 @@ class _Backward:
     @cached_property
     def many(self) -> Session:
         """Takes `micro` examples: a known batch is faster (docs/benchmarks/gradients.md)."""
-        return Session(self.graph.model, device=self.device, threads=self.threads, batch=self.micro)
+        return Session(
+            self.graph.model,
+            device=self.device,
+            threads=self.threads,
+            batch=self.micro,
+            of=self.graph.x,
+        )
 
     def session(self, examples: int) -> Session:
         """Returns the faster session; the last batch of the second is filled up."""

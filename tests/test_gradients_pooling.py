@@ -139,6 +139,12 @@ CASES |= {
     "resize keeping the aspect": resized(
         "linear", "half_pixel", 18, ', axes=[2,3], keep_aspect_ratio_policy="not_larger"',
         sizes=ints(7, 7)),
+    "resize nearest, not larger": resized(
+        "nearest", "half_pixel", 18, ', axes=[2,3], keep_aspect_ratio_policy="not_larger"',
+        sizes=ints(7, 7)),
+    "resize nearest, not smaller": resized(
+        "nearest", "asymmetric", 19, ', axes=[3,2], keep_aspect_ratio_policy="not_smaller"',
+        sizes=ints(3, 3)),
     "resize 10, nearest": ("h = Resize(x, s)", (2, 2, 4, 5), 10, {"s": scales(1, 1, 2, 1.5)}),
     "resize 10, linear": ('h = Resize<mode="linear">(x, s)', (2, 2, 4, 5), 10, {"s": UP}),
     "upsample 9": ("h = Upsample(x, s)", (2, 2, 4, 5), 9, {"s": UP}),
@@ -149,6 +155,29 @@ CASES |= {
         'h = Resize<mode="linear">(x, , , s)', (2, 2, 4, 5), 13,
         {"zero": ints(0), "two": ints(2), "sizes": ints(7, 3)}),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("coordinates", [*COORDINATES, "half_pixel_symmetric"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_nearest_element_is_the_one_that_was_taken_at_ties_too(
+    coordinates: str, rounding: str, dynamic: bool
+) -> None:
+    attributes = f'coordinate_transformation_mode="{coordinates}", nearest_mode="{rounding}"'
+    for before, after in ((14, 19), (14, 31), (22, 13), (20, 24), (42, 49), (3, 1)):
+        # By a size, and by a scale.
+        # onnx and onnxruntime round the product of size and scale otherwise: it is no whole number.
+        by_scale = scales(1, (after + 0.01) / before)
+        for given, value in (("x, , , by", ints(1, after)), ("x, , by", by_scale)):
+            body = f'z = Resize<mode="nearest", {attributes}>({given})'
+            resizing = model(body, f"1, {'W' if dynamic else before}", 19, by=value)("float")
+            graph = jr.input_gradient(resizing, loss="drift")
+            x = np.arange(1, before + 1, dtype=np.float32)[None]
+            taken = Session(resizing, device="cpu").run({"x": x})[0].astype(int)
+            feeds = {graph.x: x, graph.compared["reference"]: np.zeros(taken.shape, np.float32)}
+            (gradient,) = Session(graph.model, device="cpu").run(feeds, [graph.gradient])
+            times = np.bincount(taken[0], minlength=before + 1)[1:]
+            np.testing.assert_allclose(gradient[0], 2 * times * x[0], rtol=1e-6)
 
 
 class Affine:

@@ -8,6 +8,7 @@ Range, y[i] = start + i delta: sum(g), sum(i g), and 0 for the limit
 
 from __future__ import annotations
 
+from collections import defaultdict
 from string import ascii_letters
 
 import numpy as np
@@ -103,6 +104,15 @@ def einsum(call: Call) -> str:
     emit, (*terms, result) = call.emit, _terms(call)
     if any(len(set(term)) < len(term) for term in (*terms, result)):
         raise NotImplementedError(f"a diagonal in {call.attribute('equation')!r}")
+    sizes: dict[str, set[int]] = {}
+    for term, name in zip(terms, call.node.input, strict=True):
+        for letter, size in zip(term, call.shape(name), strict=True):
+            if letter in call.attribute("equation") and isinstance(size, int):
+                sizes.setdefault(letter, set()).add(size)
+    if any(len(each) > 1 for each in sizes.values()):
+        raise NotImplementedError(
+            f"axes of one letter that differ in {call.attribute('equation')!r}"
+        )
     mine = terms.pop(call.wrt)
     others = [name for index, name in enumerate(call.node.input) if index != call.wrt]
     known = set(result).union(*terms)
@@ -117,6 +127,16 @@ def einsum(call: Call) -> str:
     shape, wide = call.shape(call.x), dict(zip(result, call.shape(call.y), strict=True))
     of = Tensor(call.element, tuple(map(wide.get, mine, shape)))
     return emit.unbroadcast(product, of, call.tensors[call.x], call.x)
+
+
+def _broadcasts_letters(call: Call, terms: list[str]) -> bool:
+    """Whether a size of 1 meets another outside the ellipsis, which onnxruntime lets pass."""
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for term, name in zip(terms, call.node.input, strict=True):
+        for letter, size in zip(term, call.shape(name), strict=True):
+            if letter in call.attribute("equation") and isinstance(size, int):
+                sizes[letter].add(size)
+    return any(len(each) > 1 for each in sizes.values())
 
 
 def _terms(call: Call) -> list[str]:

@@ -123,7 +123,9 @@ def logit_difference(head: Head) -> tuple[Term, Term]:
 def drift(head: Head) -> tuple[Term, Term]:
     """Squared distance of the outputs from given ones."""
     far = head.z - head.z.like(head.given[REFERENCE])
-    return (far * far).sum(range(1, head.rank)), 2 * far
+    squares = far * far
+    # No axes would mean all of them.
+    return squares.sum(range(1, head.rank)) if head.rank > 1 else squares, 2 * far
 
 
 def _towards_target(head: Head) -> Term:

@@ -35,7 +35,8 @@ from jr_onnx.model.graphs import ONNX_DOMAINS, opset_of
 _OLDEST_OPSET, _LIFTED_TO = 7, 9
 _JUMP_FUNCTION = "jr_onnx::JumpReLU"  # its call has the site's name, not its body
 _ENDINGS = {"Softmax": "softmax", "LogSoftmax": "log_softmax"}
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+# Types of which onnxruntime has a kernel of ThresholdedRelu.
+_THRESHOLDED = (TensorProto.FLOAT, TensorProto.FLOAT16)
 # Nodes between a softmax and the output that change the shape at most.
 _SHAPE_ONLY = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -199,7 +200,7 @@ def _write_as_one_node(jump: Jump, known: Known, opset: int) -> None:
     threshold = known.constant(jump.threshold)
     cap = known.constant(jump.cap) if isinstance(jump.cap, str) else jump.cap
     element = known.tensor(jump.node.output[0]).element
-    if threshold is None or threshold.size != 1 or element not in _FLOATS:
+    if threshold is None or threshold.size != 1 or element not in _THRESHOLDED:
         return
     alpha = float(threshold.reshape(-1)[0])
     capped = jump.cap is None or (cap is not None and alpha < cap)

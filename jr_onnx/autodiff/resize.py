@@ -2,12 +2,13 @@
 
 The gradient multiplies by the transposed matrices. Row j of A says how y[j] is made of x:
 
-    nearest    1 at the rounded coordinate
+    nearest    1 at the element that it takes
     linear     1 - f and f at the two neighbours, f the fraction of the coordinate
     cubic      four weights, by cubic_coeff_a
 
-A is written in operators, in float32, which decides how ties round. Where the sizes are known it is
-computed at once, and else in the graph.
+Which element is the nearest is asked of the operator itself, on 0, 1, 2, ...: at ties its rounding
+decides, which no other arithmetic gives in every case. The other weights are written in operators;
+where the sizes are known they are computed at once, and else in the graph.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from jr_onnx.autodiff.emit import Term
+from jr_onnx.autodiff.emit import Emitter, Term
 from jr_onnx.autodiff.fold import settled
 from jr_onnx.autodiff.registry import Call, vjp
 
 # The places in x that an element of y reads, each with its weight.
-Taps = list[tuple[Term, Term | float]]
+Taps = list[tuple[Term, Term]]
+# Transformations of coordinates by the scale alone, and by the sizes of x and y, too.
+_PLAIN = ("half_pixel", "asymmetric", "tf_half_pixel_for_nn")
+_OF_BOTH_SIZES = ("align_corners", "half_pixel_symmetric", "pytorch_half_pixel")
 
 
 @vjp("Upsample", 9, 10)
@@ -42,6 +46,10 @@ def resize(call: Call) -> str:
         start = len(emit.nodes)
         scale = _scale(call, axes, index)
         if scale is None:
+            continue
+        if call.attribute("mode", "nearest") == "nearest":
+            picked = one_hot(_picked(call, axis, scale), counted(call, call.x, axis))
+            g = contracted(call, g, axis, picked.to(call.element).name)
             continue
         matrix = _matrix(call, axis, scale).to(call.element).name
         value = settled(emit, start, matrix)
@@ -121,6 +129,39 @@ def _number(call: Call, value: float) -> Term:
     return Term(call.emit, call.emit.scalar(value, TensorProto.FLOAT), TensorProto.FLOAT)
 
 
+def _picked(call: Call, axis: int, scale: Term) -> Term:
+    """Appends the place in x of each element of y along an axis, in float32."""
+    emit, rank = call.emit, len(call.shape(call.x))
+    coordinates, _ = names = ("coordinate_transformation_mode", "nearest_mode")
+    how = {name: call.attribute(name) for name in names if call.attribute(name) is not None}
+    fitted = call.attribute("keep_aspect_ratio_policy", "stretch") != "stretch"
+    allowed = _PLAIN if fitted else (*_PLAIN, *_OF_BOTH_SIZES)
+    if how.get(coordinates, "half_pixel") not in allowed:
+        more = ", fitted to sizes" if fitted else ""
+        raise NotImplementedError(f"nearest{more}, with {coordinates}={how[coordinates]!r}")
+    places, size = counted(call, call.x, axis), length(call, call.x, axis)
+    after = call.shape(call.y)[axis]
+    number = emit.integers(after) if isinstance(after, int) else emit.sizes(call.y, [axis])
+    if fitted:
+        # The scale is not the ratio of the sizes, which were rounded; it is given, and so many
+        # elements more that enough come out. They do not change where the first ones lie.
+        enough = emit.counted((3 * size + 1).to(TensorProto.INT64).reshape(1).name)
+        places = Term(emit, enough, TensorProto.INT64).to(TensorProto.FLOAT).op("Min", size - 1)
+    line = places.reshape(*(-1 if each == axis else 1 for each in range(rank)))
+    none = "" if emit.opset >= 13 else emit.constant(np.zeros(0, np.float32))
+    sized = len(call.node.input) > 3 and call.node.input[3] and not fitted
+    here, else_ = (number, emit.integers(1)) if sized else (scale.reshape(1).name, _ones(emit))
+    wanted = emit.op("Concat", *(here if each == axis else else_ for each in range(rank)), axis=0)
+    inputs = [wanted] if _is_old(call) else [none, none, wanted] if sized else [none, wanted]
+    taken = emit.op(call.node.op_type, line.name, *inputs, **how)
+    taken = emit.part(emit.flat(taken), emit.integers(0), number, [0]) if fitted else taken
+    return Term(emit, taken, TensorProto.FLOAT)
+
+
+def _ones(emit: Emitter) -> str:
+    return emit.constant(np.ones(1, np.float32))
+
+
 def _matrix(call: Call, axis: int, scale: Term) -> Term:
     """Appends A, `(size of y, size of x)`: every tap adds its weight at its place.
 
@@ -135,7 +176,7 @@ def _matrix(call: Call, axis: int, scale: Term) -> Term:
     rows = []
     for place, weight in taps:
         row = one_hot(place.op("Max", 0).op("Min", size - 1), places)
-        rows.append(row * weight.reshape(-1, 1) if isinstance(weight, Term) else row)
+        rows.append(row * weight.reshape(-1, 1))
     return sum(rows[1:], rows[0])
 
 
@@ -146,8 +187,6 @@ def one_hot(chosen: Term, places: Term) -> Term:
 
 def _taps(call: Call, coordinates: Term) -> Taps:
     mode = call.attribute("mode", "nearest")
-    if mode == "nearest":
-        return [(_rounded(call, coordinates), 1)]
     base = coordinates.op("Floor")
     f = coordinates - base
     if mode in ("linear", "bilinear", "trilinear"):
@@ -182,15 +221,6 @@ def _coordinates(call: Call, axis: int, scale: Term) -> Term:
     if mode == "tf_half_pixel_for_nn":
         return (j + 0.5) / scale
     raise NotImplementedError(f"coordinate_transformation_mode={mode!r}")
-
-
-def _rounded(call: Call, c: Term) -> Term:
-    rounding = "floor" if _is_old(call) else call.attribute("nearest_mode", "round_prefer_floor")
-    if rounding == "round_prefer_floor":
-        return (c - 0.5).op("Ceil")
-    if rounding == "round_prefer_ceil":
-        return (c + 0.5).op("Floor")
-    return c.op("Floor" if rounding == "floor" else "Ceil")
 
 
 def _cubic(f: Term, a: float) -> list[Term]:
