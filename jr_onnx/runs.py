@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 
 from jr_onnx import rewrite
-from jr_onnx.attacks import NORMS, AttackResult, ThreatModel, Transfer
+from jr_onnx.attacks import NORMS, Attack, AttackResult, ThreatModel, Transfer
 from jr_onnx.attacks.attack import Counts
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.data import digest
 from jr_onnx.errors import ModelError, RewriteError
 from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model
 from jr_onnx.model import Model
+from jr_onnx.model.external import identity
 from jr_onnx.suites import Outcome, Suite, Trial
 from jr_onnx.target import Target
 
 Array = np.ndarray[Any, Any]
 # told the role of the model, the trial, and how many examples more are finished
 Progress = Callable[[str, str, int], None]
-# An attack holds some copies of so many bytes of examples, and not of all there are.
-_PART_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,8 @@ class Job:
     progress: Progress
 
     def parts(self, chosen: Array) -> Iterator[Array]:
-        """Cuts indices of examples into what is kept at once: whole batches that fit the memory.
-
-        With a checkpoint it is a single one, which is all that a killed run loses.
-        """
-        batch = self.batch_size * max(self.x[:1].nbytes, 1)
-        size = self.batch_size * (1 if self.checkpoint else max(_PART_BYTES // batch, 1))
+        """Cuts indices of examples into batches: what is finished stays, and fits the memory."""
+        size = self.batch_size
         return (chosen[at : at + size] for at in range(0, len(chosen), size))
 
 
@@ -90,6 +85,7 @@ class ModelRun:
         if judges:
             self.findings += of_the_data(target, job.x, job.y, self.correct)
         self.complete = False
+        self._identity = identity(target.model) if job.checkpoint else ""
         if any(trial.attack.uses_gradients for trial in job.suite.trials):
             self._need_a_gradient()
         if self.jumps and any(trial.source is not None for trial in job.suite.trials):
@@ -148,11 +144,31 @@ class ModelRun:
         job.progress(self.role, trial.name, len(job.x) - len(chosen))
         if trial.name in self.left_out or not len(chosen):
             return
-        outcome = self._outcome(trial, job.seed + number, chosen, before)
-        self.outcomes[trial.name] = outcome
-        self.robust = self.robust & outcome.robust
-        if trial.gradient == "exact":
-            self.naive = self.naive & outcome.robust
+        threat, attack = trial.threat_model(job.threat), trial.attack
+        if trial.source is not None:
+            attack = Transfer(attack=attack, source=_source(self.target, trial.source))
+        robust, results, sizes = before.copy(), [], []
+        try:
+            for part in job.parts(chosen):
+                found = self._result(trial, attack, threat, job.seed + number, part)
+                # A trial may look further than the threat model; only what is inside counts. The
+                # model sees the examples rounded to its dtype, and the ball is around these.
+                x = job.x[part]
+                inside = job.threat.contains(found.x_adv, x.astype(found.x_adv.dtype))
+                robust[part[found.correct & ~found.robust & inside]] = False
+                sizes.append(NORMS[threat.norm].distance(x.astype(np.float64)))
+                if not job.keep_examples:
+                    found = replace(found, x_adv=found.x_adv[:0])
+                results.append(found)
+        finally:  # an interruption leaves the batches before it
+            if results:
+                size = np.concatenate(sizes)
+                self.outcomes[trial.name] = Outcome(
+                    trial, threat, chosen[: len(size)], _joined(results), size, robust
+                )
+                self.robust = self.robust & robust
+                if trial.gradient == "exact":
+                    self.naive = self.naive & robust
 
     def diagnose(self) -> None:
         """Looks for signs that the figures are too good."""
@@ -162,42 +178,32 @@ class ModelRun:
         )
         self.complete = True
 
-    def _outcome(self, trial: Trial, seed: int, chosen: Array, before: Array) -> Outcome:
-        job, threat = self._job, trial.threat_model(self._job.threat)
-        attack, seen = trial.attack, trial.sees(self.target)
-        if trial.source is not None:
-            attack = Transfer(attack=attack, source=_source(self.target, trial.source))
-        robust, results, sizes = before.copy(), [], []
-        for part in job.parts(chosen):
-            x, y = job.x[part], job.y[part]
+    def _result(
+        self, trial: Trial, attack: Attack, threat: ThreatModel, seed: int, part: Array
+    ) -> AttackResult:
+        """Runs a trial on a batch, or gives back what is finished already."""
+        job = self._job
+        x, y = job.x[part], job.y[part]
 
-            def run(part: Array = part, x: Array = x, y: Array = y) -> AttackResult:
-                return attack.run(
-                    seen,
-                    x,
-                    y,
-                    threat,
-                    seed=seed,
-                    indices=part,
-                    batch_size=job.batch_size,
-                    progress=lambda done: job.progress(self.role, trial.name, done),
-                )
+        def run() -> AttackResult:
+            return attack.run(
+                trial.sees(self.target),
+                x,
+                y,
+                threat,
+                seed=seed,
+                indices=part,
+                batch_size=job.batch_size,
+                progress=lambda done: job.progress(self.role, trial.name, done),
+            )
 
-            if job.checkpoint is None:
-                found = run()
-            else:
-                key = (
-                    *(self.target.model.sha256, self.target.output),
-                    *(trial.to_json(), threat.to_json(), seed, digest(x, y, part)),
-                )
-                found = job.checkpoint.recall(key, run)
-            # A trial may look further than the threat model; only what is inside counts against
-            # it. The model sees the examples rounded to its dtype, and the ball is around these.
-            inside = job.threat.contains(found.x_adv, x.astype(found.x_adv.dtype))
-            robust[part[found.correct & ~found.robust & inside]] = False
-            sizes.append(NORMS[threat.norm].distance(x.astype(np.float64)))
-            results.append(found if job.keep_examples else replace(found, x_adv=found.x_adv[:0]))
-        return Outcome(trial, threat, chosen, _joined(results), np.concatenate(sizes), robust)
+        if job.checkpoint is None:
+            return run()
+        key = (
+            *(self._identity, self.target.output),
+            *(trial.to_json(), threat.to_json(), seed, digest(x, y, part)),
+        )
+        return job.checkpoint.recall(key, run)
 
 
 def _joined(results: list[AttackResult]) -> AttackResult:

@@ -80,15 +80,20 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """Returns what there is to know of it, for the result."""
         options = asdict(self.attack)  # type: ignore[call-overload]
-        for name, value in options.items():
-            if isinstance(value, np.ndarray):
-                options[name] = f"sha256:{digest(value)}"
         return {
             "attack": self.attack.name,
-            **options,
+            **{name: _plain(value) for name, value in options.items()},
             "surrogate": self.surrogate,
             "source": self.source,
         }
+
+
+def _plain(value: Any) -> Any:
+    """Returns an option as JSON has it; of arrays but those of one axis, a hash."""
+    if not isinstance(value, (np.ndarray, list, tuple)):
+        return value
+    array = np.asarray(value)
+    return array.tolist() if array.ndim < 2 else f"sha256:{digest(array)}"
 
 
 @dataclass(frozen=True)

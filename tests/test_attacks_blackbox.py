@@ -211,11 +211,24 @@ def test_targets_that_do_not_fit(make: Any, linear: Any) -> None:
 
 def test_starting_points_that_do_not_fit(linear: Any) -> None:
     model, x, y = linear
-    for starts in (x[:5], x[:, :3]):
+    threat = ThreatModel(norm="l2", epsilon=0.1)
+    for starts in (x[:5], x[:, :3], x[:5].tolist()):
         with pytest.raises(ParameterError, match="one for each example of the data, got shape"):
-            HopSkipJump(starting_points=starts).run(
-                model, x, y, ThreatModel(norm="l2", epsilon=0.1)
-            )
+            HopSkipJump(starting_points=starts).run(model, x, y, threat)
+    for starts in (255 * x, np.where(x > 0.5, np.nan, x)):
+        with pytest.raises(ParameterError, match="outside the bounds"):
+            HopSkipJump(starting_points=starts).run(model, x, y, threat)
+
+
+def test_a_target_that_is_not_reached_leaves_the_example_as_it_is() -> None:
+    # The third class never wins, and any noise is of the second.
+    w = np.stack([-np.ones(64), np.ones(64), np.zeros(64)], axis=1).astype(np.float32)
+    model = Linear(w, np.array([30, 0, -90], np.float32))
+    x, y = np.full((3, 64), 0.1, np.float32), np.zeros(3, int)
+    attack = HopSkipJump(target_classes=[2, 2, 2], steps=3)
+    found = attack.run(model, x, y, ThreatModel(norm="l2", epsilon=np.inf))
+    assert found.robust.all()
+    assert np.array_equal(found.x_adv, x)
 
 
 def test_hopskipjump_starts_where_noise_is_not_misclassified() -> None:

@@ -161,6 +161,42 @@ def test_a_target_is_reached_as_far_as_it_can_be(make: Any, norm: str) -> None:
         assert there[distance < epsilon / 2].mean() > 0.9
 
 
+class Half(Linear):
+    """Sees its input in float16, and computes in float32."""
+
+    dtype: np.dtype[Any] = np.dtype(np.float16)
+
+    def logits(self, x: Any) -> Any:
+        return super().logits(x.astype(np.float32))
+
+
+@norms
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=100), PGD(steps=400), MIFGSM(steps=40), APGD(), IFGSM(step_size=2e-4)]
+)
+def test_short_steps_count_in_float16(attack: Attack, norm: str) -> None:
+    # Steps shorter than half of the resolution, 5e-4 here, would not move a point of float16.
+    inner = random_linear(classes=3, shape=SHAPE)
+    model = Half(inner.w, inner.b)
+    x = np.random.default_rng(5).uniform(0.5, 0.95, (200, *SHAPE)).astype(np.float16)
+    y = model.logits(x).argmax(axis=1)
+    distance = model.distances(x, y, DUAL[norm])
+    epsilon = {"linf": 4 / 255, "l2": 0.1, "l1": 0.6}[norm]
+    found = attack.run(model, x, y, ThreatModel(norm=norm, epsilon=epsilon))
+    exact = x.astype(np.float32)
+    expected = attack.run(inner, exact, y, ThreatModel(norm=norm, epsilon=epsilon))
+    assert 0.05 < (distance < epsilon).mean() < 0.95
+    assert found.robust.mean() <= expected.robust.mean() + 0.04
+
+
+@pytest.mark.parametrize("make", [FGSM, PGD, MIFGSM])
+@pytest.mark.parametrize("loss", ["cw", "cw:5", "dlr"])
+def test_losses_that_are_flat_far_from_a_target_are_refused(make: Any, loss: str) -> None:
+    make(loss=loss)
+    with pytest.raises(ParameterError, match="must be cross_entropy or margin, got"):
+        make(loss=loss, target_classes=[1])
+
+
 @pytest.mark.parametrize("make", [FGSM, PGD, MIFGSM])
 @pytest.mark.parametrize(
     ("wanted", "message"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import jr_onnx as jr
@@ -112,13 +113,40 @@ def test_a_run_killed_in_the_midst_of_a_trial_loses_one_batch(
         return attack(self, target, x, *args, **options)
 
     monkeypatch.setattr(Attack, "run", counted)
-    with pytest.raises(EvaluationInterrupted):
+    with pytest.raises(EvaluationInterrupted) as caught:
         run(checkpoint)
+    (partial,) = caught.value.partial.models[0].outcomes.values()
+    assert len(partial.indices) == 16
+    assert partial.robust[16:].tolist() == whole.models[0].correct[16:].tolist()
     resumed = run(checkpoint)
     assert sizes[:4] == [8, 8, 4, 4], "what follows is the diagnosis"
     assert _figures(resumed) == _figures(whole)
     (ours,), (theirs,) = (found.models[0].outcomes.values() for found in (resumed, whole))
     assert np.array_equal(ours.result.x_adv, theirs.result.x_adv)
+
+
+def test_other_weights_beside_the_model_are_another_run(
+    mnist: jr.Dataset, tmp_path: Path, lenet: jr.Model
+) -> None:
+    path, found = tmp_path / "model.onnx", []
+    for sign in (1, -1):
+        proto = onnx.load_from_string(lenet.content)
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            if array.dtype == np.float32 and array.nbytes >= 1000:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(sign * array, tensor.name))
+        for file in (path, path.with_suffix(".bin")):
+            file.unlink(missing_ok=True)
+        outside: Any = {"location": "model.bin", "size_threshold": 1000}
+        onnx.save(proto, path, save_as_external_data=True, **outside)
+        model = jr.load(path)
+        options: Any = {"threat": THREAT, "suite": THREE, "device": "cpu"}
+        x, y = mnist.x[:10], jr.Target(model, device="cpu").logits(mnist.x[:10]).argmax(axis=1)
+        kept = jr.evaluate(model, x, y, checkpoint=Checkpoint(tmp_path / "runs"), **options)
+        assert _figures(kept) == _figures(jr.evaluate(model, x, y, **options))
+        found.append(model.sha256)
+    assert found[0] == found[1], "the weights are in the other file"
+    assert len(list((tmp_path / "runs").iterdir())) == 6
 
 
 def test_another_seed_is_another_run(lenet: jr.Model, mnist: jr.Dataset, tmp_path: Path) -> None:

@@ -68,9 +68,14 @@ def test_an_attack_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Mo
     assert not adv.exists()
     assert _run(*arguments, "--resume", folder / "runs") == 0
     assert ran[0] == 2 + 2, "the first of three batches is not attacked again"
-    found = np.load(adv)["x_adv"]
+    found = np.load(adv)
     assert _run(*arguments, "--force") == 0
-    assert np.array_equal(np.load(adv)["x_adv"], found)
+    assert np.array_equal(np.load(adv)["x_adv"], found["x_adv"])
+    ran[0] = 0
+    assert _run(*arguments, "--force") == 130
+    partial = np.load(adv)
+    assert np.array_equal(partial["x_adv"][:10], found["x_adv"][:10])
+    assert np.array_equal(partial["broken"], found["broken"] & (np.arange(30) < 10))
 
 
 def test_options_reach_the_attack(folder: Path) -> None:

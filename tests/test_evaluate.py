@@ -302,9 +302,7 @@ def test_parts_and_a_file_give_what_memory_gives(
         )
 
     whole = run()
-    dataset, runs = sys.modules["jr_onnx.data.dataset"], sys.modules["jr_onnx.runs"]
-    monkeypatch.setattr(dataset, "_IN_MEMORY", 0)
-    monkeypatch.setattr(runs, "_PART_BYTES", 20 * mnist.x[0].nbytes)
+    monkeypatch.setattr(sys.modules["jr_onnx.data.dataset"], "_IN_MEMORY", 0)
     parts = run(keep_examples=False)
     assert isinstance(parts.x, np.memmap)
     assert np.array_equal(parts.x, whole.x)

@@ -26,6 +26,7 @@ from jr_onnx.attacks.batch import (
     check_classes_of,
     check_loss,
     climb,
+    finer,
     generators,
     in_turn,
     radius,
@@ -122,6 +123,7 @@ class APGD(Attack):
         targets: Array | None,
     ) -> Array:
         run = partial(climb, target, x, Goal(y), loss=self.loss, targets=targets)
+        x, start = finer(x), finer(start)
         if threat.norm != "l1":
             ascent: _Ascent = _Momentum(self, x, threat, start, self.steps)
             return run(threat, ascent, start=start, steps=self.steps)

@@ -93,7 +93,9 @@ def climb(
     Returns:
         Like x: the first point of each example at its goal, or its last, which was not tried.
     """
-    x_adv, alive = start.copy(), np.arange(len(x))
+    # In float16 a short step would be lost in rounding: the path is finer than what the model sees.
+    path, centre, x_adv = finer(start).copy(), finer(x), start.astype(x.dtype)
+    alive = np.arange(len(x))
     for _ in range(steps):
         aims = None if targets is None else targets[alive]
         found = target.differentiate(x_adv[alive], goal.classes[alive], loss=loss, targets=aims)
@@ -102,9 +104,16 @@ def climb(
         if not len(alive):
             break
         uphill = goal.sign * found.gradient[kept]
-        moved = move(alive, x_adv[alive], goal.sign * found.loss[kept], uphill)
-        x_adv[alive] = threat.project(moved, x[alive])
+        moved = move(alive, path[alive], goal.sign * found.loss[kept], uphill)
+        path[alive] = threat.project(moved, centre[alive])
+        same = path.dtype == x.dtype
+        x_adv[alive] = path[alive] if same else threat.project(path[alive], x[alive])
     return x_adv
+
+
+def finer(x: Array) -> Array:
+    """Returns x in float32 where it is float16, else as it is."""
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
 
 
 def in_turn(
@@ -154,12 +163,21 @@ def radius(attack: str, threat: ThreatModel) -> float:
     return threat.epsilon
 
 
-def check_loss(loss: str) -> None:
+def check_loss(loss: str, *, aimed: bool = False) -> None:
     """Compares a loss with those that need nothing but the labels.
 
+    Args:
+        loss: its name.
+        aimed: whether it is to fall for a class that is aimed at, instead of rising for the label.
+
     Raises:
-        ParameterError: there is no such loss, or it has a target or a reference.
+        ParameterError: there is no such loss, or it has a target or a reference; or it is flat, or
+            all but flat, far from the class that is aimed at.
     """
+    if aimed and loss not in ("cross_entropy", "margin"):
+        raise ParameterError(
+            f"with target_classes the loss must be cross_entropy or margin, got {loss!r}"
+        )
     if find_loss(loss).compares != (LABELS,):
         names = ", ".join(name for name, each in LOSSES.items() if each.compares == (LABELS,))
         raise ParameterError(f"loss must be one of {names} or cw:K, got {loss!r}")

@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 class EAD(Penalty):
     """Changes few elements: the l1 counterpart of C&W; the search for c is the same.
 
+    It takes all its steps by default: l1 still falls where the objective does not any more.
+
     Attributes:
         beta: weight of l1, and the amount of the shrinkage.
         decision: what the nearest point is judged by: `l1`, or `en`, |d|^2 + beta * l1(d). The
@@ -37,6 +39,7 @@ class EAD(Penalty):
 
     name = "ead"
     norms = ("l1",)
+    abort_early: bool = False
     beta: float = 0.01
     decision: str = "l1"
 
@@ -66,7 +69,9 @@ class EAD(Penalty):
             value, slope, _ = here.differentiate(points)
             away = ahead[alive] - start[alive]
             objective = (away**2).reshape(len(alive), -1).sum(axis=1) + c * value
-            gradient = 2 * away + per_example(c, slope) * slope
+            # At the goal nothing but the shrinkage is at work: |d|^2 would take from the large
+            # elements only, and that is not what makes l1 smaller. ART does so, too.
+            gradient = per_example(value > 0, slope) * (2 * away + per_example(c, slope) * slope)
             rate = self.learning_rate * np.sqrt(1 - step / self.steps)
             before = sparse[alive]
             sparse[alive] = self._shrink(ahead[alive] - rate * gradient, start[alive], bounds)

@@ -24,7 +24,8 @@ class FGSM(Attack):
 
     Attributes:
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
-        target_classes: one for each example of the data, to be reached instead of any wrong class.
+        target_classes: one for each example of the data, to be reached instead of any wrong class;
+            the loss is `cross_entropy` or `margin` then.
 
     References:
         Goodfellow et al.: Explaining and Harnessing Adversarial Examples (arXiv:1412.6572).
@@ -35,7 +36,7 @@ class FGSM(Attack):
     target_classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        check_loss(self.loss)
+        check_loss(self.loss, aimed=self.target_classes is not None)
 
     def search(
         self,

@@ -92,13 +92,20 @@ class HopSkipJump(Attack):
             ParameterError: the norm is l1, or target classes or starting points do not fit.
         """
         goal = Goal.of(self.target_classes, target, x, y, indices)
-        given = self.starting_points
-        if given is not None and (given.shape[1:] != x.shape[1:] or indices.max() >= len(given)):
-            raise ParameterError(
-                "starting_points must be one for each example of the data, got shape "
-                f"{given.shape} for example {indices.max()} of shape {x.shape[1:]}"
-            )
-        first = None if given is None else given[indices]
+        first = None
+        if self.starting_points is not None:
+            given, (low, high) = np.asarray(self.starting_points), threat.bounds
+            if given.shape[1:] != x.shape[1:] or indices.max() >= len(given):
+                raise ParameterError(
+                    "starting_points must be one for each example of the data, got shape "
+                    f"{given.shape} for example {indices.max()} of shape {x.shape[1:]}"
+                )
+            first = given[indices]
+            if not (first.min() >= low and first.max() <= high):  # NaN fails, too
+                raise ParameterError(
+                    f"starting_points range over [{first.min():g}, {first.max():g}], outside the "
+                    f"bounds [{low:g}, {high:g}]"
+                )
         return _Walk(self, target, x, goal, threat, generators(seed, indices)).run(first)
 
 
@@ -140,7 +147,8 @@ class _Walk:
             normal = self._normals(rows, np.broadcast_to(radius, len(rows)), count)
             self._step(rows, normal, distance / math.sqrt(step))
             self._to_boundary(rows)
-        return nearest.x_adv
+        # Else it would be the last image of the start, which says nothing.
+        return np.where(per_example(nearest.found, self._x), nearest.x_adv, self._x)
 
     def _affordable(self, rows: Array, queries: int) -> Array:
         return rows[self._left[rows] >= queries]

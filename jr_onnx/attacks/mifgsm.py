@@ -14,9 +14,8 @@ import numpy as np
 
 from jr_onnx.attacks.attack import Attack, Classifier
 from jr_onnx.attacks.batch import Goal, check_classes_of, check_loss, climb, radius
-from jr_onnx.attacks.nearest import check_at_least
+from jr_onnx.attacks.nearest import check_at_least, check_positive
 from jr_onnx.attacks.threat import NORMS, ThreatModel, per_example
-from jr_onnx.errors import ParameterError
 
 Array = np.ndarray[Any, Any]
 
@@ -30,7 +29,8 @@ class MIFGSM(Attack):
         step_size: in input units; epsilon / steps if None, as in the paper.
         momentum: mu, 1 in the paper.
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
-        target_classes: one for each example of the data, to be reached instead of any wrong class.
+        target_classes: one for each example of the data, to be reached instead of any wrong class;
+            the loss is `cross_entropy` or `margin` then.
 
     References:
         Dong et al.: Boosting Adversarial Attacks with Momentum (arXiv:1710.06081).
@@ -46,9 +46,9 @@ class MIFGSM(Attack):
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps)
         check_at_least(0, momentum=self.momentum)
-        check_loss(self.loss)
-        if self.step_size is not None and not self.step_size > 0:
-            raise ParameterError(f"step_size must be > 0, got {self.step_size}")
+        check_loss(self.loss, aimed=self.target_classes is not None)
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
 
     def search(
         self,

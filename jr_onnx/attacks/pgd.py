@@ -22,7 +22,7 @@ from jr_onnx.attacks.batch import (
     radius,
     reseeded,
 )
-from jr_onnx.attacks.nearest import check_at_least
+from jr_onnx.attacks.nearest import check_at_least, check_positive
 from jr_onnx.attacks.threat import NORMS, ThreatModel
 from jr_onnx.errors import ParameterError
 
@@ -43,7 +43,7 @@ class PGD(Attack):
         restarts: starts, each on what the ones before did not break.
         loss: `cross_entropy`, `margin`, `dlr` (3 classes), `cw` or `cw:K`.
         target_classes: one for each example of the data, to be reached instead of any wrong class:
-            the loss of that class goes down.
+            the loss of that class, `cross_entropy` or `margin`, goes down.
 
     References:
         Madry et al.: Towards Deep Learning Models Resistant to Adversarial Attacks
@@ -60,9 +60,9 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps, restarts=self.restarts)
-        check_loss(self.loss)
-        if self.step_size is not None and not self.step_size > 0:
-            raise ParameterError(f"step_size must be > 0, got {self.step_size}")
+        check_loss(self.loss, aimed=self.target_classes is not None)
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
         if self.restarts > 1 and not self.random_start:
             raise ParameterError("restarts without random_start would all be the same run")
 
@@ -88,7 +88,7 @@ class PGD(Attack):
 
         def move(rows: Array, points: Array, loss: Array, gradient: Array) -> Array:
             step = step_size * NORMS[threat.norm].direction(gradient)
-            moved: Array = points + step.astype(x.dtype)
+            moved: Array = points + step.astype(points.dtype)
             return moved
 
         def run(number: int, rows: Array) -> Array:

@@ -115,25 +115,31 @@ def attack(
         require_empty(images, force=force)
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
+    interrupted: KeyboardInterrupt | None = None
     with bars(len(examples), quiet=quiet) as progress:
-        evaluation = run_suite(
-            loaded,
-            examples.x,
-            examples.y,
-            threat=threat,
-            suite=Suite(name, (trial,)),
-            preprocessing=examples.steps,
-            device=device,
-            seed=seed,
-            batch_size=batch_size,
-            checkpoint=Checkpoint(resume) if resume else None,
-            progress=progress,
-            output=output_name,
-            keep_examples=output is not None or images is not None,
-            on_finding=_warn,
-        )
+        try:
+            evaluation = run_suite(
+                loaded,
+                examples.x,
+                examples.y,
+                threat=threat,
+                suite=Suite(name, (trial,)),
+                preprocessing=examples.steps,
+                device=device,
+                seed=seed,
+                batch_size=batch_size,
+                checkpoint=Checkpoint(resume) if resume else None,
+                progress=progress,
+                output=output_name,
+                keep_examples=output is not None or images is not None,
+                on_finding=_warn,
+            )
+        except EvaluationInterrupted as stop:
+            evaluation, interrupted = stop.partial, stop
     _say(evaluation, data)
-    if output or images:
+    # What --resume keeps need not be written; the same command is to go on, and to write it all.
+    kept = interrupted is not None and resume is not None
+    if (output or images) and evaluation.models[-1].outcomes and not kept:
         found = AdversarialExamples.of(evaluation, examples.y)
         if output:
             found.save(output, force=force)
@@ -141,6 +147,8 @@ def attack(
         if images:
             say(f"{images}: {found.save_images(images, threat.bounds, force=force)} images written")
     write_json(json, report.to_json(**evaluation.to_json()), force=force)
+    if interrupted is not None:
+        raise interrupted
     if evaluation.inconclusive:
         raise typer.Exit(Exit.INCONCLUSIVE)
 

@@ -6,6 +6,7 @@ leads out of the folder would let a model read any file of its user: it is refus
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -198,6 +199,26 @@ def data_file(model: Model, name: str) -> Path:
             "folder. Put the file itself beside the model"
         )
     return path
+
+
+def identity(model: Model) -> str:
+    """Returns a hash of the model and of its external data, which `sha256` leaves out; reads it.
+
+    Raises:
+        ExternalDataError: a file is missing or outside the model's folder.
+    """
+    names = locations(model)
+    if not names:
+        return model.sha256
+    whole = hashlib.sha256(model.sha256.encode())
+    for name in names:
+        if name in model.attachments:
+            part = hashlib.sha256(model.attachments[name])
+        else:
+            with data_file(model, name).open("rb") as file:
+                part = hashlib.file_digest(file, "sha256")
+        whole.update(part.digest())
+    return whole.hexdigest()
 
 
 def first_difference(one: Path, other: Path) -> int | None:

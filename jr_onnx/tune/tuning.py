@@ -20,6 +20,7 @@ from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import ParameterError, TuningError
 from jr_onnx.evaluate import check_fit, evaluate
 from jr_onnx.model import Model
+from jr_onnx.model.external import identity
 from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.rewrite import Site, Skipped, find_sites, original_of, retrofit
 from jr_onnx.suites import Suite, find_suite
@@ -213,7 +214,7 @@ def _about(model: Model, judge: Judge, scope: str) -> dict[str, Any]:
     return {
         "version": __version__,
         "optuna": optuna().__version__,
-        "model": model.sha256,
+        "model": identity(model),
         "data": judge.part.digest,
         "threat": judge.objective.threat.to_json(),
         "objective": judge.objective.to_json(),
