@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import jr_onnx as jr
@@ -217,6 +218,44 @@ def test_an_attack_that_says_nothing_ends_with_the_code_for_inconclusive(
     assert _run("attack", LENET, *arguments) == 5
     assert "shifted by one" in capsys.readouterr().out
     assert json.loads(out.read_bytes())["inconclusive"] is True
+
+
+@pytest.mark.parametrize(
+    ("dims", "options"),
+    [("3, 8, 8", ("--preprocess", "channels=bgr")), ("8, 8, 3", ())],
+    ids=["bgr", "nhwc"],
+)
+def test_images_have_the_colours_of_the_pictures_they_are_made_from(
+    tmp_path: Path, dims: str, options: tuple[str, ...]
+) -> None:
+    """The classes are more red and more green; the first model takes bgr, the second rgb."""
+    image = pytest.importorskip("PIL.Image")
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> '
+        f"sums (float[n, {dims}] x) => (float[n, 2] z) "
+        "<float[192, 2] w> { flat = Flatten(x) z = Gemm(flat, w) }"
+    )
+    proto = onnx.parser.parse_model(text)
+    weights = np.zeros((8, 8, 3, 2), np.float32)
+    weights[..., 0, 0] = weights[..., 1, 1] = 1
+    if options:
+        weights = np.moveaxis(weights[:, :, ::-1], 2, 0)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.ascontiguousarray(weights).reshape(192, 2), "w")
+    )
+    jr.save(jr.Model.of(proto), tmp_path / "sums.onnx")
+    for label, colour in enumerate([(110, 100, 250), (100, 110, 250)]):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        picture = image.new("RGB", (8, 8), colour)
+        picture.save(tmp_path / "pictures" / str(label) / "one.png")
+    made = ("--data", tmp_path / "pictures", "--epsilon", "10/255", "--images", tmp_path / "png")
+    assert _run("attack", tmp_path / "sums.onnx", *made, *options) in (0, 5)
+    written = sorted((tmp_path / "png").glob("*.png"))
+    assert len(written) == 2
+    for path, label in zip(written, "01", strict=True):
+        before = np.asarray(image.open(tmp_path / "pictures" / label / "one.png")).astype(int)
+        assert np.abs(np.asarray(image.open(path)) - before).max() <= 10
 
 
 def test_images_are_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ def attack(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
     )
     if images is not None:
-        check_images(examples.data.shape)
+        check_images(examples.data.shape, layout=examples.steps.layout)
         require_empty(images, force=force)
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
@@ -139,7 +139,14 @@ def attack(
             found.save(output, force=force)
             say(f"{output}: {int(found.broken.sum())} adversarial examples written")
         if images:
-            say(f"{images}: {found.save_images(images, threat.bounds, force=force)} images written")
+            written = found.save_images(
+                images,
+                threat.bounds,
+                channels=examples.steps.channels,
+                layout=examples.steps.layout,
+                force=force,
+            )
+            say(f"{images}: {written} images written")
     write_json(json, report.to_json(**evaluation.to_json()), force=force)
     if evaluation.inconclusive:
         raise typer.Exit(Exit.INCONCLUSIVE)
