@@ -94,6 +94,14 @@ def test_options_reach_the_attack(folder: Path) -> None:
     [
         ((), "give either --data"),
         (("--data", "digits.npz", "--replay", "adv.npz"), "give either --data"),
+        (
+            ("--replay", "adv.npz", "-o", "b.npz", "--samples", 5, "--images", "png"),
+            "attacks nothing: leave out --samples, --output, --images\n",
+        ),
+        (
+            ("--replay", "adv.npz", "--set", "steps=3", "--resume", "runs", "--epsilon", "0.1"),
+            "leave out --set, --epsilon, --resume\n",
+        ),
         (("--data", "digits.npz", "--attack", "magic"), "attack must be one of fgsm, pgd"),
         (("--data", "digits.npz", "--set", "speed=9"), "no option; options are steps"),
         (("--data", "digits.npz", "--set", "steps=many"), "steps must be a number"),

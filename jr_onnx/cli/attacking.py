@@ -32,6 +32,7 @@ from jr_onnx.cli.options import (
     Quiet,
     Resume,
     Seed,
+    given,
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data, steps_for
 from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
@@ -50,7 +51,23 @@ from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 Norm = Annotated[str, typer.Option("--norm", help=f"Of the ball: {', '.join(NORMS)}.")]
 
 
+# What makes an attack; a replay makes none.
+_OF_THE_ATTACK = (
+    "samples",
+    "name",
+    "settings",
+    "norm",
+    "epsilon",
+    "surrogate",
+    "output",
+    "images",
+    "resume",
+    "seed",
+)
+
+
 def attack(
+    context: typer.Context,
     model: ModelPath,
     data: Data = None,
     samples: Samples = None,
@@ -95,6 +112,12 @@ def attack(
     """
     if (data is None) == (replay is None):
         raise ParameterError("give either --data (what to attack) or --replay (what to try again)")
+    ignored = given(context, *_OF_THE_ATTACK) if replay else []
+    if ignored:
+        raise ParameterError(
+            "--replay tries finished examples again, and attacks nothing: leave out "
+            f"{', '.join(ignored)}"
+        )
     loaded = load(model)
     files = (model, *data_files(loaded))
     require_distinct(inputs=(*files, data, replay), outputs=(output, json))
