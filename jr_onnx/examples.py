@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from jr_onnx.data.images import require_pillow
 from jr_onnx.data.npz import UNREADABLE
 from jr_onnx.errors import DataError, OutputError, ParameterError
 from jr_onnx.evaluate import Evaluation
-from jr_onnx.model import write_atomically
+from jr_onnx.model import Model, write_atomically
+from jr_onnx.preprocess import Preprocessing
 
 Array = np.ndarray[Any, Any]
 _ARRAYS = ("x_adv", "x", "y", "broken")
@@ -34,7 +36,8 @@ class AdversarialExamples:
         y: int64 `(samples,)`, their labels.
         broken: bool `(samples,)`, where the model that was attacked is wrong on x_adv and was
             right on x.
-        about: attack, threat model, seed, and the model's hash.
+        about: attack, threat model, seed, the model's hash, and the mean and std before it, which
+            files of older versions lack.
     """
 
     x_adv: Array = field(repr=False)
@@ -67,9 +70,28 @@ class AdversarialExamples:
             "threat": evaluation.threat.to_json(),
             "seed": evaluation.seed,
             "sha256": model.model.sha256,
+            "mean": evaluation.preprocessing.mean,
+            "std": evaluation.preprocessing.std,
             "attacks": [outcome.trial.to_json() for outcome in model.outcomes.values()],
         }
         return cls(x_adv, evaluation.x, y, broken, about)
+
+    def normalized_otherwise(self, model: Model, steps: Preprocessing) -> bool:
+        """Whether this very model was attacked with another mean or std in front of it.
+
+        Of other models, and where a file does not say, nothing is known: False.
+
+        Args:
+            model: which the examples are about to be tried on.
+            steps: its mean and std count.
+        """
+        if self.about.get("sha256") != model.sha256:
+            return False
+        return any(
+            name in self.about
+            and _numbers(self.about[name], neutral) != _numbers(getattr(steps, name), neutral)
+            for name, neutral in (("mean", 0.0), ("std", 1.0))
+        )
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes them as .npz.
@@ -145,6 +167,12 @@ class AdversarialExamples:
         for at in chosen:
             _write_png(place / f"{at:05d}_label{self.y[at]}.png", pixels[at], force)
         return len(chosen)
+
+
+def _numbers(given: Sequence[float] | None, neutral: float) -> tuple[float, ...]:
+    """Returns a mean or std in one spelling: None is neutral, equal numbers are one."""
+    numbers = tuple(given or (neutral,))
+    return numbers[:1] if len(set(numbers)) == 1 else numbers
 
 
 def check_images(shape: tuple[int, ...], *, layout: str | None = None) -> None:

@@ -185,6 +185,29 @@ def test_a_replay_is_preprocessed_as_the_attack_was(folder: Path, mnist: jr.Data
     assert replayed["broken"] == replayed["broken_before"] > 0
 
 
+def test_a_replay_with_another_mean_or_std_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adv, old = folder / "adv.npz", folder / "old.npz"
+    made = ("--data", folder / "digits.npz", "--samples", 5, "-o", adv)
+    assert _run("attack", LENET, *made, "--mean", "0.1", "--set", "steps=20") in (0, 5)
+    capsys.readouterr()
+    with np.load(adv) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays.pop("about")))
+    assert (about["mean"], about["std"]) == ([0.1], None)
+    assert _run("attack", LENET, "--replay", adv, "--mean", "0.1", "--std", "1") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert _run("attack", LENET, "--replay", adv, "--std", "0.5") == 0
+    said = capsys.readouterr().err
+    assert "attacked with mean 0.1 and std none, and now has mean none and std 0.5" in said
+    assert _run("attack", folder / "hardened.onnx", "--replay", adv) == 0, "has its own, maybe"
+    del about["mean"], about["std"]
+    np.savez(old, **arrays, about=np.array(json.dumps(about)))
+    assert _run("attack", LENET, "--replay", old) == 0, "files were written without these once"
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_is_made_by_its_name(name: str) -> None:
     assert parse_attack(name).name == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ from jr_onnx.examples import AdversarialExamples, check_images
 from jr_onnx.findings import Finding
 from jr_onnx.model import Model, load, require_writable
 from jr_onnx.model.external import data_files
-from jr_onnx.preprocess import normalized
+from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.report.curves import curve_table, curve_verdict
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
@@ -128,7 +129,7 @@ def attack(
         steps = steps_for(loaded, preprocess, mean, std)
         seen = normalized(loaded, steps.mean, steps.std, layout=steps.layout)
         target = Target(seen, device=device, batch_size=batch_size, output=output_name)
-        _replay(loaded, target, replay, json, force)
+        _replay(loaded, target, steps, replay, json, force)
         return
     examples = open_data(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
@@ -286,8 +287,17 @@ def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
     say(verdict)
 
 
-def _replay(model: Model, target: Target, path: Path, json: Path | None, force: bool) -> None:
+def _replay(
+    model: Model, target: Target, steps: Preprocessing, path: Path, json: Path | None, force: bool
+) -> None:
     examples = AdversarialExamples.load(path)
+    if examples.normalized_otherwise(model, steps):
+        mean, std = (_spelled(examples.about.get(name)) for name in ("mean", "std"))
+        warn(
+            f"{path}: {model.name} was attacked with mean {mean} and std {std}, and now has mean "
+            f"{_spelled(steps.mean)} and std {_spelled(steps.std)}: these are figures of another "
+            "input. Give --mean and --std as they were"
+        )
     check_fit(target, examples.x_adv, examples.y)
     clean = target.logits(examples.x).argmax(axis=1) == examples.y
     attacked = target.logits(examples.x_adv).argmax(axis=1) == examples.y
@@ -305,3 +315,7 @@ def _replay(model: Model, target: Target, path: Path, json: Path | None, force: 
     entries = {"model": {"path": str(model.path), "sha256": model.sha256}, "about": examples.about}
     content = report.to_json("jr-onnx/replay/1", **entries, samples=len(clean), **figures)
     write_json(json, content, force=force)
+
+
+def _spelled(numbers: Sequence[float] | None) -> str:
+    return ",".join(f"{number:g}" for number in numbers) if numbers else "none"
