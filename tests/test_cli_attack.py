@@ -234,7 +234,7 @@ def test_a_wrong_baseline_ends_with_the_code_for_inconclusive(
     said = capsys.readouterr()
     assert "hardened.onnx, and is not its original" in said.out
     assert "Inconclusive: " in said.out
-    assert said.err.count("JR006 error") == 1, "told before the attacks, too"
+    assert said.err.count("jr-onnx: JR006 error: ") == 1, "told before the attacks, too"
 
 
 def test_an_attack_that_says_nothing_ends_with_the_code_for_inconclusive(
@@ -284,8 +284,8 @@ def test_images_have_the_colours_of_the_pictures_they_are_made_from(
     assert _run("attack", tmp_path / "sums.onnx", *made, *options) in (0, 5)
     written = sorted((tmp_path / "png").glob("*.png"))
     assert len(written) == 2
-    for path, label in zip(written, "01", strict=True):
-        before = np.asarray(image.open(tmp_path / "pictures" / label / "one.png")).astype(int)
+    for label, path in enumerate(written):
+        before = np.asarray(image.open(tmp_path / "pictures" / str(label) / "one.png")).astype(int)
         assert np.abs(np.asarray(image.open(path)) - before).max() <= 10
 
 
@@ -298,6 +298,18 @@ def test_images_are_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[
     assert _run("attack", LENET, *arguments, "--set", "steps=40", "--force") == 0
     assert _run("attack", LENET, *arguments[:2], "--images", folder / "digits.npz") == 3
     assert "is a file; expected a folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_that_cannot_be_made_is_told_before_the_attack(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attack, "run", lambda *args, **options: pytest.fail("it attacks"))
+    arguments = ("--data", folder / "digits.npz", "--images")
+    assert _run("attack", LENET, *arguments, folder / "digits.npz" / "new" / "png") == 3
+    assert "cannot be made a folder" in capsys.readouterr().err
+    if Path("/proc").is_dir():
+        assert _run("attack", LENET, *arguments, "/proc/png") == 3
+        assert "/proc/png: cannot be made a folder" in capsys.readouterr().err
 
 
 def test_more_samples_than_there_are_are_told(

@@ -14,7 +14,7 @@ from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.cli.console import (
     bars,
     require_distinct,
-    require_empty,
+    require_folder,
     require_json,
     say,
     warn,
@@ -136,7 +136,7 @@ def attack(
     )
     if images is not None:
         check_images(examples.data.shape, layout=examples.steps.layout)
-        require_empty(images, force=force)
+        require_folder(images, force=force)
     threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
     with bars(len(examples), quiet=quiet) as progress:
@@ -268,7 +268,7 @@ def evaluate(
 
 
 def _warn(finding: Finding) -> None:
-    warn(f"{finding.rule} {finding.level}: {finding.message}")
+    warn(finding.message, kind=f"{finding.rule} {finding.level}")
 
 
 def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
