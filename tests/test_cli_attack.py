@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import jr_onnx as jr
-from jr_onnx.attacks import ATTACKS, PGD, Attack, parse_attack
+from jr_onnx.attacks import ATTACKS, PGD, Attack, Corruptions, parse_attack
 from jr_onnx.cli import run
 from jr_onnx.errors import ParameterError
 from jr_onnx.suites import SUITES, Suite, Trial
@@ -211,6 +211,31 @@ def test_a_replay_with_another_mean_or_std_is_told(
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_is_made_by_its_name(name: str) -> None:
     assert parse_attack(name).name == name
+
+
+def test_names_of_a_list_are_given_between_commas() -> None:
+    assert parse_attack("corruptions", ["kinds=blur, shift"]) == Corruptions(
+        kinds=("blur", "shift")
+    )
+    with pytest.raises(ParameterError, match=r"kinds must be some of brightness, .*'fog'"):
+        parse_attack("corruptions", ["kinds=blur,fog"])
+
+
+def test_what_text_cannot_say_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"pgd: target_classes is .*: set it in Python"):
+        parse_attack("pgd", ["target_classes=3"])
+    with pytest.raises(ParameterError, match="random_start must be true or false, got 'yes'"):
+        parse_attack("pgd", ["random_start=yes"])
+
+
+def test_corruptions_need_no_epsilon(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, kinds = folder / "digits.npz", ("--set", "kinds=brightness,blur")
+    arguments = ("--data", data, "--samples", 5, "--attack", "corruptions", *kinds)
+    out = folder / "result.json"
+    assert _run("attack", LENET, *arguments, "--json", out) == 0
+    assert json.loads(out.read_bytes())["threat"]["epsilon"] is None
+    assert _run("attack", LENET, *arguments, "--epsilon", "0.1") == 2
+    assert "give epsilon inf" in capsys.readouterr().err
 
 
 def test_an_attack_says_which_norms_it_knows(lenet: jr.Model, mnist: jr.Dataset) -> None:

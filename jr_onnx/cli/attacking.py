@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from jr_onnx import report, rewrite
-from jr_onnx.attacks import ATTACKS, NORMS, ThreatModel, parse_attack, parse_epsilon
+from jr_onnx.attacks import (
+    ATTACKS,
+    NORMS,
+    Corruptions,
+    ThreatModel,
+    parse_attack,
+    parse_epsilon,
+)
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.cli.console import (
     bars,
@@ -137,8 +144,10 @@ def attack(
     if images is not None:
         check_images(examples.data.shape, layout=examples.steps.layout)
         require_folder(images, force=force)
-    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
+    if isinstance(trial.attack, Corruptions) and not given(context, "epsilon"):
+        epsilon = "inf"  # no ball bounds them
+    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     with bars(len(examples), quiet=quiet) as progress:
         evaluation = run_suite(
             loaded,
