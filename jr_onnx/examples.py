@@ -8,16 +8,19 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jr_onnx.data.images import require_pillow
 from jr_onnx.data.npz import UNREADABLE
-from jr_onnx.errors import DataError, ParameterError
+from jr_onnx.errors import DataError, OutputError, ParameterError
 from jr_onnx.evaluate import Evaluation
-from jr_onnx.model import write_atomically
+from jr_onnx.model import Model, write_atomically
+from jr_onnx.preprocess import Preprocessing
 
 Array = np.ndarray[Any, Any]
 _ARRAYS = ("x_adv", "x", "y", "broken")
@@ -33,7 +36,8 @@ class AdversarialExamples:
         y: int64 `(samples,)`, their labels.
         broken: bool `(samples,)`, where the model that was attacked is wrong on x_adv and was
             right on x.
-        about: attack, threat model, seed, and the model's hash.
+        about: attack, threat model, seed, the model's hash, and the mean and std before it, which
+            files of older versions lack.
     """
 
     x_adv: Array = field(repr=False)
@@ -66,9 +70,28 @@ class AdversarialExamples:
             "threat": evaluation.threat.to_json(),
             "seed": evaluation.seed,
             "sha256": model.model.sha256,
+            "mean": evaluation.preprocessing.mean,
+            "std": evaluation.preprocessing.std,
             "attacks": [outcome.trial.to_json() for outcome in model.outcomes.values()],
         }
         return cls(x_adv, evaluation.x, y, broken, about)
+
+    def normalized_otherwise(self, model: Model, steps: Preprocessing) -> bool:
+        """Whether this very model was attacked with another mean or std in front of it.
+
+        Of other models, and where a file does not say, nothing is known: False.
+
+        Args:
+            model: which the examples are about to be tried on.
+            steps: its mean and std count.
+        """
+        if self.about.get("sha256") != model.sha256:
+            return False
+        return any(
+            name in self.about
+            and _numbers(self.about[name], neutral) != _numbers(getattr(steps, name), neutral)
+            for name, neutral in (("mean", 0.0), ("std", 1.0))
+        )
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes them as .npz.
@@ -108,6 +131,8 @@ class AdversarialExamples:
         folder: str | os.PathLike[str],
         bounds: tuple[float, float],
         *,
+        channels: str | None = None,
+        layout: str | None = None,
         force: bool = False,
     ) -> int:
         """Writes the broken examples as PNG, `00012_label7.png`; returns how many.
@@ -118,47 +143,61 @@ class AdversarialExamples:
         Args:
             folder: made if it is not there.
             bounds: of the pixels.
+            channels: their order in x, as in `Preprocessing`: `rgb`, `bgr` or `gray`; None is rgb.
+            layout: of x, as there: `nchw` or `nhwc`; None is nchw.
             force: replace images that are there already.
 
         Raises:
-            DataError: these are no images (samples, 1 or 3 channels, height, width).
-            OutputError: an image is there already.
+            DataError: these are no images of 1 or 3 channels in that layout, or Pillow is missing.
+            OutputError: an image is there already, or the folder cannot be made.
         """
-        check_images(self.x_adv.shape[1:])
+        check_images(self.x_adv.shape[1:], layout=layout)
         low, high = bounds
         place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        scaled = np.rint((self.x_adv - low) * (255 / (high - low))).astype(np.uint8)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+        pixels = np.rint((self.x_adv - low) * (255 / (high - low))).astype(np.uint8)
+        if layout != "nhwc":
+            pixels = np.moveaxis(pixels, 1, -1)
+        if channels == "bgr":
+            pixels = pixels[..., ::-1]
         chosen = np.flatnonzero(self.broken)
         for at in chosen:
-            _write_png(place / f"{at:05d}_label{self.y[at]}.png", scaled[at], force)
+            _write_png(place / f"{at:05d}_label{self.y[at]}.png", pixels[at], force)
         return len(chosen)
 
 
-def check_images(shape: tuple[int, ...]) -> None:
+def _numbers(given: Sequence[float] | None, neutral: float) -> tuple[float, ...]:
+    """Returns a mean or std in one spelling: None is neutral, equal numbers are one."""
+    numbers = tuple(given or (neutral,))
+    return numbers[:1] if len(set(numbers)) == 1 else numbers
+
+
+def check_images(shape: tuple[int, ...], *, layout: str | None = None) -> None:
     """Refuses examples that `save_images` cannot write.
 
     Args:
         shape: of one example.
+        layout: `nchw` or `nhwc`; None is nchw.
 
     Raises:
-        DataError: it is no image (1 or 3 channels, height, width).
+        DataError: it is no image of 1 or 3 channels in that layout, or Pillow is missing.
     """
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if len(shape) != 3 or shape[-1 if layout == "nhwc" else 0] not in (1, 3):
+        expected = "height, width, 1 or 3" if layout == "nhwc" else "1 or 3, height, width"
         raise DataError(
-            f"examples of shape {shape} are no images (1 or 3 channels, height, width): save them "
-            "as .npz only"
+            f"examples of shape {shape} are no images in the layout {layout or 'nchw'}, which is "
+            f"({expected}): set layout, or save them as .npz only"
         )
+    require_pillow()
 
 
-def _write_png(path: Path, image: Array, force: bool) -> None:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(
-            "PNG files need Pillow: pip install 'jr-onnx[images]', or save as .npz only"
-        ) from error
-    pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+def _write_png(path: Path, pixels: Array, force: bool) -> None:
+    from PIL import Image
+
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+    image = pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)
+    Image.fromarray(image).save(file, format="PNG")
     write_atomically(path, file.getvalue(), force=force)

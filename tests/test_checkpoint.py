@@ -16,7 +16,7 @@ from jr_onnx.attacks import PGD, Attack
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.errors import DataError, OutputError, ParameterError
 from jr_onnx.evaluate import EvaluationInterrupted
-from jr_onnx.examples import AdversarialExamples
+from jr_onnx.examples import AdversarialExamples, check_images
 from jr_onnx.suites import Suite, Trial
 
 THREAT = jr.ThreatModel(epsilon=0.1)
@@ -274,9 +274,44 @@ def test_images_are_the_rounded_examples(examples: AdversarialExamples, tmp_path
     assert np.array_equal(pixels, np.rint(255 * examples.x_adv[at, 0]))
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_images_are_written_as_rgb_whatever_the_model_takes(
+    tmp_path: Path, channels: str, layout: str
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 4, 3)).astype(np.uint8)
+    x = (pixels[..., ::-1] if channels == "bgr" else pixels) / np.float32(255)
+    x = x if layout == "nhwc" else np.moveaxis(x, -1, 1)
+    found = AdversarialExamples(x, x, np.array([7]), np.array([True]), {})
+    assert found.save_images(tmp_path, (0.0, 1.0), channels=channels, layout=layout) == 1
+    assert np.array_equal(np.asarray(image.open(tmp_path / "00000_label7.png")), pixels[0])
+
+
+def test_one_channel_at_the_end_is_an_image(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    x = np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 4, 3, 1)
+    found = AdversarialExamples(x, x, np.array([0]), np.array([True]), {})
+    found.save_images(tmp_path, (0.0, 1.0), channels="gray", layout="nhwc")
+    pixels = np.asarray(image.open(tmp_path / "00000_label0.png"))
+    assert np.array_equal(pixels, np.rint(255 * x[0, :, :, 0]))
+
+
 def test_what_is_no_image_is_told(examples: AdversarialExamples, tmp_path: Path) -> None:
     flat = AdversarialExamples(
         examples.x_adv.reshape(30, -1), examples.x.reshape(30, -1), examples.y, examples.broken, {}
     )
     with pytest.raises(DataError, match="are no images"):
         flat.save_images(tmp_path, (0.0, 1.0))
+    with pytest.raises(DataError, match=r"layout nchw, which is \(1 or 3, height, width\)"):
+        check_images((8, 8, 3))
+    with pytest.raises(DataError, match=r"layout nhwc, which is \(height, width, 1 or 3\)"):
+        check_images((3, 8, 8), layout="nhwc")
+
+
+def test_a_folder_of_images_that_cannot_be_made_is_told(
+    examples: AdversarialExamples, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot be made a folder"):
+        examples.save_images(tmp_path / "file" / "png", (0.0, 1.0))

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import jr_onnx as jr
-from jr_onnx.attacks import ATTACKS, PGD, Attack, parse_attack
+from jr_onnx.attacks import ATTACKS, PGD, Attack, Corruptions, parse_attack
 from jr_onnx.cli import run
 from jr_onnx.errors import ParameterError
 from jr_onnx.suites import SUITES, Suite, Trial
@@ -98,6 +99,14 @@ def test_options_reach_the_attack(folder: Path) -> None:
     [
         ((), "give either --data"),
         (("--data", "digits.npz", "--replay", "adv.npz"), "give either --data"),
+        (
+            ("--replay", "adv.npz", "-o", "b.npz", "--samples", 5, "--images", "png"),
+            "attacks nothing: leave out --samples, --output, --images\n",
+        ),
+        (
+            ("--replay", "adv.npz", "--set", "steps=3", "--resume", "runs", "--epsilon", "0.1"),
+            "leave out --set, --epsilon, --resume\n",
+        ),
         (("--data", "digits.npz", "--attack", "magic"), "attack must be one of fgsm, pgd"),
         (("--data", "digits.npz", "--set", "speed=9"), "no option; options are steps"),
         (("--data", "digits.npz", "--set", "steps=many"), "steps must be a number"),
@@ -181,9 +190,57 @@ def test_a_replay_is_preprocessed_as_the_attack_was(folder: Path, mnist: jr.Data
     assert replayed["broken"] == replayed["broken_before"] > 0
 
 
+def test_a_replay_with_another_mean_or_std_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adv, old = folder / "adv.npz", folder / "old.npz"
+    made = ("--data", folder / "digits.npz", "--samples", 5, "-o", adv)
+    assert _run("attack", LENET, *made, "--mean", "0.1", "--set", "steps=20") in (0, 5)
+    capsys.readouterr()
+    with np.load(adv) as stored:
+        arrays = dict(stored)
+    about = json.loads(str(arrays.pop("about")))
+    assert (about["mean"], about["std"]) == ([0.1], None)
+    assert _run("attack", LENET, "--replay", adv, "--mean", "0.1", "--std", "1") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert _run("attack", LENET, "--replay", adv, "--std", "0.5") == 0
+    said = capsys.readouterr().err
+    assert "attacked with mean 0.1 and std none, and now has mean none and std 0.5" in said
+    assert _run("attack", folder / "hardened.onnx", "--replay", adv) == 0, "has its own, maybe"
+    del about["mean"], about["std"]
+    np.savez(old, **arrays, about=np.array(json.dumps(about)))
+    assert _run("attack", LENET, "--replay", old) == 0, "files were written without these once"
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_is_made_by_its_name(name: str) -> None:
     assert parse_attack(name).name == name
+
+
+def test_names_of_a_list_are_given_between_commas() -> None:
+    assert parse_attack("corruptions", ["kinds=blur, shift"]) == Corruptions(
+        kinds=("blur", "shift")
+    )
+    with pytest.raises(ParameterError, match=r"kinds must be some of brightness, .*'fog'"):
+        parse_attack("corruptions", ["kinds=blur,fog"])
+
+
+def test_what_text_cannot_say_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"pgd: target_classes is .*: set it in Python"):
+        parse_attack("pgd", ["target_classes=3"])
+    with pytest.raises(ParameterError, match="random_start must be true or false, got 'yes'"):
+        parse_attack("pgd", ["random_start=yes"])
+
+
+def test_corruptions_need_no_epsilon(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, kinds = folder / "digits.npz", ("--set", "kinds=brightness,blur")
+    arguments = ("--data", data, "--samples", 5, "--attack", "corruptions", *kinds)
+    out = folder / "result.json"
+    assert _run("attack", LENET, *arguments, "--json", out) == 0
+    assert json.loads(out.read_bytes())["threat"]["epsilon"] is None
+    assert _run("attack", LENET, *arguments, "--epsilon", "0.1") == 2
+    assert "give epsilon inf" in capsys.readouterr().err
 
 
 def test_an_attack_says_which_norms_it_knows(lenet: jr.Model, mnist: jr.Dataset) -> None:
@@ -207,7 +264,7 @@ def test_a_wrong_baseline_ends_with_the_code_for_inconclusive(
     said = capsys.readouterr()
     assert "hardened.onnx, and is not its original" in said.out
     assert "Inconclusive: " in said.out
-    assert said.err.count("JR006 error") == 1, "told before the attacks, too"
+    assert said.err.count("jr-onnx: JR006 error: ") == 1, "told before the attacks, too"
 
 
 def test_an_attack_that_says_nothing_ends_with_the_code_for_inconclusive(
@@ -224,6 +281,44 @@ def test_an_attack_that_says_nothing_ends_with_the_code_for_inconclusive(
     assert json.loads(out.read_bytes())["inconclusive"] is True
 
 
+@pytest.mark.parametrize(
+    ("dims", "options"),
+    [("3, 8, 8", ("--preprocess", "channels=bgr")), ("8, 8, 3", ())],
+    ids=["bgr", "nhwc"],
+)
+def test_images_have_the_colours_of_the_pictures_they_are_made_from(
+    tmp_path: Path, dims: str, options: tuple[str, ...]
+) -> None:
+    """The classes are more red and more green; the first model takes bgr, the second rgb."""
+    image = pytest.importorskip("PIL.Image")
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> '
+        f"sums (float[n, {dims}] x) => (float[n, 2] z) "
+        "<float[192, 2] w> { flat = Flatten(x) z = Gemm(flat, w) }"
+    )
+    proto = onnx.parser.parse_model(text)
+    weights = np.zeros((8, 8, 3, 2), np.float32)
+    weights[..., 0, 0] = weights[..., 1, 1] = 1
+    if options:
+        weights = np.moveaxis(weights[:, :, ::-1], 2, 0)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.ascontiguousarray(weights).reshape(192, 2), "w")
+    )
+    jr.save(jr.Model.of(proto), tmp_path / "sums.onnx")
+    for label, colour in enumerate([(110, 100, 250), (100, 110, 250)]):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        picture = image.new("RGB", (8, 8), colour)
+        picture.save(tmp_path / "pictures" / str(label) / "one.png")
+    made = ("--data", tmp_path / "pictures", "--epsilon", "10/255", "--images", tmp_path / "png")
+    assert _run("attack", tmp_path / "sums.onnx", *made, *options) in (0, 5)
+    written = sorted((tmp_path / "png").glob("*.png"))
+    assert len(written) == 2
+    for label, path in enumerate(written):
+        before = np.asarray(image.open(tmp_path / "pictures" / str(label) / "one.png")).astype(int)
+        assert np.abs(np.asarray(image.open(path)) - before).max() <= 10
+
+
 def test_images_are_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "png").mkdir()
     (folder / "png" / "mine.png").write_bytes(b"")
@@ -233,6 +328,18 @@ def test_images_are_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[
     assert _run("attack", LENET, *arguments, "--set", "steps=40", "--force") == 0
     assert _run("attack", LENET, *arguments[:2], "--images", folder / "digits.npz") == 3
     assert "is a file; expected a folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_that_cannot_be_made_is_told_before_the_attack(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attack, "run", lambda *args, **options: pytest.fail("it attacks"))
+    arguments = ("--data", folder / "digits.npz", "--images")
+    assert _run("attack", LENET, *arguments, folder / "digits.npz" / "new" / "png") == 3
+    assert "cannot be made a folder" in capsys.readouterr().err
+    if Path("/proc").is_dir():
+        assert _run("attack", LENET, *arguments, "/proc/png") == 3
+        assert "/proc/png: cannot be made a folder" in capsys.readouterr().err
 
 
 def test_more_samples_than_there_are_are_told(

@@ -60,7 +60,8 @@ def parse_attack(name: str, settings: Sequence[str] = ()) -> Attack:
 
     Args:
         name: in `ATTACKS`.
-        settings: its options, `steps=100`; numbers may be fractions.
+        settings: its options, `steps=100`; numbers may be fractions, names of a list stand
+            between commas: `kinds=blur,shift`.
 
     Raises:
         ParameterError: no such attack or option, or a value that makes no sense.
@@ -85,13 +86,17 @@ def _value(what: str, text: str, hint: Any) -> Any:
         if text == "none":
             return None
         hint = next(each for each in get_args(hint) if each is not type(None))
-    if hint is bool and text in ("true", "false"):
+    if hint is bool:
+        if text not in ("true", "false"):
+            raise ParameterError(f"{what} must be true or false, got {text!r}")
         return text == "true"
     if hint is str:
         return text
+    if hint == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(","))
     if hint in (int, float):
         try:
             return int(text) if hint is int else parse_epsilon(text)
         except ValueError as error:
             raise ParameterError(f"{what} must be a number, got {text!r}") from error
-    raise ParameterError(f"{what}={text} cannot be set as text, or is no {hint}")
+    raise ParameterError(f"{what} is an option of the class alone: set it in Python, not as text")

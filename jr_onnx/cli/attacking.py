@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jr_onnx import report, rewrite
-from jr_onnx.attacks import ATTACKS, NORMS, ThreatModel, parse_attack, parse_epsilon
+from jr_onnx.attacks import (
+    ATTACKS,
+    NORMS,
+    Corruptions,
+    ThreatModel,
+    parse_attack,
+    parse_epsilon,
+)
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.cli.console import (
     bars,
     require_distinct,
-    require_empty,
+    require_folder,
     require_json,
     say,
     warn,
@@ -32,6 +40,7 @@ from jr_onnx.cli.options import (
     Quiet,
     Resume,
     Seed,
+    given,
 )
 from jr_onnx.cli.reading import Data, Mean, Preprocess, Samples, Std, open_data, steps_for
 from jr_onnx.curves import CurveInterrupted, RobustnessCurve, robustness_curve
@@ -42,7 +51,7 @@ from jr_onnx.examples import AdversarialExamples, check_images
 from jr_onnx.findings import Finding
 from jr_onnx.model import Model, load, require_writable
 from jr_onnx.model.external import data_files
-from jr_onnx.preprocess import normalized
+from jr_onnx.preprocess import Preprocessing, normalized
 from jr_onnx.report.curves import curve_table, curve_verdict
 from jr_onnx.suites import SUITES, Suite, Trial, find_suite
 from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
@@ -50,7 +59,23 @@ from jr_onnx.target import DEFAULT_BATCH_SIZE, Target
 Norm = Annotated[str, typer.Option("--norm", help=f"Of the ball: {', '.join(NORMS)}.")]
 
 
+# What makes an attack; a replay makes none.
+_OF_THE_ATTACK = (
+    "samples",
+    "name",
+    "settings",
+    "norm",
+    "epsilon",
+    "surrogate",
+    "output",
+    "images",
+    "resume",
+    "seed",
+)
+
+
 def attack(
+    context: typer.Context,
     model: ModelPath,
     data: Data = None,
     samples: Samples = None,
@@ -95,6 +120,12 @@ def attack(
     """
     if (data is None) == (replay is None):
         raise ParameterError("give either --data (what to attack) or --replay (what to try again)")
+    ignored = given(context, *_OF_THE_ATTACK) if replay else []
+    if ignored:
+        raise ParameterError(
+            "--replay tries finished examples again, and attacks nothing: leave out "
+            f"{', '.join(ignored)}"
+        )
     loaded = load(model)
     files = (model, *data_files(loaded))
     require_distinct(inputs=(*files, data, replay), outputs=(output, json))
@@ -105,16 +136,18 @@ def attack(
         steps = steps_for(loaded, preprocess, mean, std)
         seen = normalized(loaded, steps.mean, steps.std, layout=steps.layout)
         target = Target(seen, device=device, batch_size=batch_size, output=output_name)
-        _replay(loaded, target, replay, json, force)
+        _replay(loaded, target, steps, replay, json, force)
         return
     examples = open_data(
         data, loaded, samples=samples, preprocess=preprocess, mean=mean, std=std, seed=seed
     )
     if images is not None:
-        check_images(examples.data.shape)
-        require_empty(images, force=force)
-    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
+        check_images(examples.data.shape, layout=examples.steps.layout)
+        require_folder(images, force=force)
     trial = Trial(name=name, attack=parse_attack(name, settings or ()), surrogate=surrogate)
+    if isinstance(trial.attack, Corruptions) and not given(context, "epsilon"):
+        epsilon = "inf"  # no ball bounds them
+    threat = ThreatModel(norm=norm, epsilon=parse_epsilon(epsilon), bounds=examples.data.bounds)
     interrupted: KeyboardInterrupt | None = None
     with bars(len(examples), quiet=quiet) as progress:
         try:
@@ -145,7 +178,14 @@ def attack(
             found.save(output, force=force)
             say(f"{output}: {int(found.broken.sum())} adversarial examples written")
         if images:
-            say(f"{images}: {found.save_images(images, threat.bounds, force=force)} images written")
+            written = found.save_images(
+                images,
+                threat.bounds,
+                channels=examples.steps.channels,
+                layout=examples.steps.layout,
+                force=force,
+            )
+            say(f"{images}: {written} images written")
     write_json(json, report.to_json(**evaluation.to_json()), force=force)
     if interrupted is not None:
         raise interrupted
@@ -245,7 +285,7 @@ def evaluate(
 
 
 def _warn(finding: Finding) -> None:
-    warn(f"{finding.rule} {finding.level}: {finding.message}")
+    warn(finding.message, kind=f"{finding.rule} {finding.level}")
 
 
 def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
@@ -264,8 +304,17 @@ def _say(found: Evaluation | RobustnessCurve, data: Path | None) -> None:
     say(verdict)
 
 
-def _replay(model: Model, target: Target, path: Path, json: Path | None, force: bool) -> None:
+def _replay(
+    model: Model, target: Target, steps: Preprocessing, path: Path, json: Path | None, force: bool
+) -> None:
     examples = AdversarialExamples.load(path)
+    if examples.normalized_otherwise(model, steps):
+        mean, std = (_spelled(examples.about.get(name)) for name in ("mean", "std"))
+        warn(
+            f"{path}: {model.name} was attacked with mean {mean} and std {std}, and now has mean "
+            f"{_spelled(steps.mean)} and std {_spelled(steps.std)}: these are figures of another "
+            "input. Give --mean and --std as they were"
+        )
     check_fit(target, examples.x_adv, examples.y)
     clean = target.logits(examples.x).argmax(axis=1) == examples.y
     attacked = target.logits(examples.x_adv).argmax(axis=1) == examples.y
@@ -283,3 +332,7 @@ def _replay(model: Model, target: Target, path: Path, json: Path | None, force: 
     entries = {"model": {"path": str(model.path), "sha256": model.sha256}, "about": examples.about}
     content = report.to_json("jr-onnx/replay/1", **entries, samples=len(clean), **figures)
     write_json(json, content, force=force)
+
+
+def _spelled(numbers: Sequence[float] | None) -> str:
+    return ",".join(f"{number:g}" for number in numbers) if numbers else "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -34,9 +35,14 @@ def complain(message: str) -> None:
         print(f"jr-onnx: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-def warn(message: str) -> None:
-    """Prints one line on stderr: what was done is not all that was wished."""
-    print(f"jr-onnx: warning: {' '.join(message.split())}", file=sys.stderr)
+def warn(message: str, *, kind: str = "warning") -> None:
+    """Prints one line on stderr: what was done is not all that was wished.
+
+    Args:
+        message: the line.
+        kind: what it begins with; of a finding its rule and level.
+    """
+    print(f"jr-onnx: {kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
 @contextmanager
@@ -96,18 +102,29 @@ def require_distinct(*, inputs: Sequence[Path | None], outputs: Sequence[Path | 
         seen[path.resolve()] = path
 
 
-def require_empty(folder: Path, *, force: bool) -> None:
-    """Refuses a folder for many files that has files already, before any work is done.
+def require_folder(folder: Path, *, force: bool) -> None:
+    """Refuses a folder for many files that cannot work, before any work is done.
 
     Raises:
-        OutputError: `force` is not given and it has, or it is a file.
+        OutputError: it has files already and `force` is not given, it is a file, or it cannot be
+            made or written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
-    if not force and folder.is_dir() and any(folder.iterdir()):
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; expected a folder, or none yet")
+        if not force and folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(
+                f"{folder}: has files already. Pass --force to add to them, or give another path"
+            )
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        # Whether something can be made there, only making it tells.
+        with tempfile.TemporaryDirectory(dir=there, prefix=".jr-onnx."):
+            pass
+    except OSError as error:
         raise OutputError(
-            f"{folder}: has files already. Pass --force to add to them, or give another path"
-        )
+            f"{folder}: cannot be made a folder with files in it ({error.strerror}). Check the "
+            "path and its permissions"
+        ) from error
 
 
 def json_path(path: Path | None) -> Path | None:

@@ -159,6 +159,21 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Most exampl
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no hints.")]
 
 
+def given(context: typer.Context, *parameters: str) -> list[str]:
+    """Returns those of a command's options that the command line has, as a user writes them.
+
+    Args:
+        context: of the command.
+        parameters: names of its parameters.
+    """
+    found = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in parameters and source is not None and source.name != "DEFAULT":
+            found.append(parameter.opts[0])
+    return found
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         engine = sessions.version() if sessions.installed() else "not installed"
