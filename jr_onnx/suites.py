@@ -219,7 +219,7 @@ def adaptive(*, steps: int = 40) -> Suite:
         (
             Trial(name="pgd", attack=pgd),
             Trial(name="pgd-again", attack=pgd),
-            Trial(name="pgd-margin", attack=margin),
+            Trial(name="pgd-margin", attack=replace(margin, restarts=2)),
             Trial(name="apgd-ce", attack=APGD(steps=steps)),
             Trial(name="bpda-relu", attack=pgd, surrogate="relu"),
             Trial(name="bpda-soft-10", attack=pgd, surrogate="soft:10%"),
@@ -228,6 +228,7 @@ def adaptive(*, steps: int = 40) -> Suite:
             Trial(name="bpda-soft-30-margin", attack=margin, surrogate="soft:30%"),
             Trial(name="transfer-original", attack=pgd, source=0.0),
             Trial(name="transfer-half", attack=pgd, source=0.5, surrogate="soft:30%"),
+            Trial(name="transfer-double", attack=pgd, source=2.0, surrogate="soft:30%"),
             Trial(name="square", attack=Square(queries=1000)),
             Trial(name="noise", attack=UniformNoise()),
             Trial(name="apgd-soft-10", attack=APGD(), surrogate="soft:10%"),
