@@ -24,6 +24,8 @@ from jr_onnx.health import are_probabilities, gradient_health
 from jr_onnx.model import Model
 from jr_onnx.model.differences import Difference, compare_fields, compare_repeated
 from jr_onnx.model.external import data_file, first_difference, locations
+from jr_onnx.model.graphs import ONNX_DOMAINS
+from jr_onnx.statistics import wilson
 from jr_onnx.suites import Outcome
 from jr_onnx.target import Target
 
@@ -34,10 +36,11 @@ _SAMPLES = 100
 _LOOKED_AT = 1000
 # Differences below this share of the examples are noise.
 _TOLERANCE = 0.02
-# Share that twice the steps may break of what the whole suite left.
+# Share that twice the steps, or twenty plain ones, may break of what the whole suite left.
 _SETTLED = 0.05
 # Attacks of which twice the steps is little work.
 _STEPWISE = (PGD, IFGSM, MIFGSM, APGD)
+_ROUNDING = ("Round", "Floor", "Ceil", "Sign")
 _BLIND = ("transfer", "none")
 # Whose errors leave nothing to conclude from.
 _INVALID = ("JR005", "JR006")
@@ -49,7 +52,7 @@ class Finding:
 
     Attributes:
         rule: its code, `JR004`.
-        level: `error` or `warning`.
+        level: `error`, `warning`, or `note`, which casts no doubt.
         message: what was seen, in words.
     """
 
@@ -86,7 +89,7 @@ def of_the_model(target: Target, x: Array) -> tuple[Finding, ...]:
                 "randomness before it is attacked",
             )
         )
-    if _is_coupled(target, x[:8]):
+    elif _is_coupled(target, x[:8]):  # of random outputs that would be no news
         found.append(
             Finding(
                 "JR005",
@@ -95,24 +98,77 @@ def of_the_model(target: Target, x: Array) -> tuple[Finding, ...]:
                 "nor an accuracy means anything. Fix the batch to 1, or take the coupling out",
             )
         )
-    if are_probabilities(outputs) and _ends_in_logits(target):
-        found.append(
-            Finding(
-                "JR006",
-                "warning",
-                "the outputs are probabilities, and no softmax was recognised at the end of the "
-                "model, so attacks follow these instead of the logits, and may stall where it is "
-                "sure: export the logits",
-            )
-        )
-    return _named(target, found)
+    return _named(target, [*found, *_of_the_ending(target, x[:8], outputs)])
 
 
-def _ends_in_logits(target: Target) -> bool:
+def _of_the_ending(target: Target, x: Array, outputs: Array) -> list[Finding]:
+    """Outputs that are probabilities: are they those of a softmax that attacks see through?
+
+    Args:
+        target: the model.
+        x: a few examples.
+        outputs: of these and more.
+    """
+    logarithms = (outputs <= 0).all() and are_probabilities(np.exp(outputs))
+    if not logarithms and not are_probabilities(outputs):
+        return []
     try:
-        return target.gradient().ending == "logits"
+        ending = target.gradient().ending
     except ModelError:  # no gradient, so nothing follows it
-        return False
+        return []
+    if ending == "logits" and logarithms:
+        return []  # which are logits as good as any
+    if ending == "logits":
+        seen = (
+            "the outputs are probabilities, and no softmax was recognised at the end of the model"
+        )
+    elif are_probabilities(target.differentiate(x, outputs[: len(x)].argmax(axis=1)).logits):
+        seen = f"the {ending} at the end of the model is given probabilities, not logits"
+    else:
+        seen = f"the model ends in a {ending}: attacks follow the logits that it is given"
+        return [Finding("JR006", "note", seen)]
+    return [
+        Finding(
+            "JR006",
+            "warning",
+            f"{seen}, so attacks follow these instead of the logits, and may stall where it is "
+            "sure: export the logits",
+        )
+    ]
+
+
+def without_a_gradient(target: Target, error: ModelError) -> Finding:
+    """Says what attacks that see outputs alone are worth on a model without an input gradient.
+
+    Args:
+        target: the model.
+        error: why it has none.
+    """
+    rounding = _rounding(target.model)
+    likely = ""
+    if rounding:
+        likely = f" Rounding ({', '.join(rounding)}) may be there as a defence: attack without it."
+    return Finding(
+        "JR005",
+        "warning",
+        f"{target.model.name}: has no input gradient, so every attack sees outputs alone, and what "
+        f"withstands them may fall to more.{likely} {error}",
+    )
+
+
+def _rounding(model: Model) -> list[str]:
+    """Returns the nodes of the main graph that round what varies with examples."""
+    graph = model.parse().graph
+    weights = {tensor.name for tensor in graph.initializer}
+    varying = {value.name for value in graph.input} - weights
+    found = []
+    for node in graph.node:
+        if varying.isdisjoint(node.input):
+            continue
+        varying.update(node.output)
+        if node.op_type in _ROUNDING and node.domain in ONNX_DOMAINS:
+            found.append(f"{node.op_type} {node.name or node.output[0]!r}")
+    return found
 
 
 def of_the_data(target: Target, x: Array, y: Array, correct: Array) -> tuple[Finding, ...]:
@@ -155,7 +211,7 @@ def diagnose(
     if any(outcome.trial.attack.uses_gradients for outcome in outcomes.values()):
         found += _of_the_gradient(target, x, y)
         if np.isfinite(threat.epsilon):
-            found += _of_the_attack(target, x, y, threat, chosen, seed)
+            found += _of_the_attack(target, x, y, threat, chosen, outcomes, seed)
             found += _of_the_steps(target, x, y, threat, chosen, outcomes, seed)
     found += _of_the_blind(target, outcomes, correct)
     return _named(target, found)
@@ -262,13 +318,15 @@ def _of_the_data(target: Target, x: Array, y: Array, correct: Array) -> list[Fin
                     f"{right:.0%} {what}: the data is not scaled as in training",
                 )
             )
-    if classes > 1 and len(y) >= 50 and share <= 1.2 / classes:
+    guessed, low = 1 / classes, wilson(correct)[0]
+    as_guessed = share <= 1.2 * guessed or (low <= guessed and share < 1.5 * guessed)
+    if classes > 1 and len(y) >= 50 and as_guessed:
         found.append(
             Finding(
                 "JR006",
                 "error",
-                f"{share:.1%} of the examples are classified correctly, about what guessing gives: "
-                "is the data scaled and laid out as in training?",
+                f"{share:.1%} of {len(correct):,} examples are classified correctly, about what "
+                f"guessing gives ({guessed:.1%}): is the data scaled and laid out as in training?",
             )
         )
     return found
@@ -310,17 +368,28 @@ def _of_the_gradient(target: Target, x: Array, y: Array) -> list[Finding]:
 
 
 def _of_the_attack(
-    target: Target, x: Array, y: Array, threat: ThreatModel, indices: Array, seed: int
+    target: Target,
+    x: Array,
+    y: Array,
+    threat: ThreatModel,
+    indices: Array,
+    outcomes: Mapping[str, Outcome],
+    seed: int,
 ) -> list[Finding]:
+    def left(attack: Any, at: ThreatModel) -> Array:
+        robust: Array = attack.run(target, x, y, at, seed=seed, indices=indices).robust
+        return robust
+
     def kept(attack: Any, at: ThreatModel) -> float:
-        found = attack.run(target, x, y, at, seed=seed, indices=indices)
-        return float(found.robust.mean())
+        return float(left(attack, at).mean())
 
     found = []
     tolerance = max(_TOLERANCE, 1.5 / len(x))  # one example is an accident
     # In l1 PGD gets stuck on honest models, too: its steps go along few elements.
     twenty = APGD(steps=20) if threat.norm == "l1" else PGD(steps=20)
-    steps = kept(twenty, threat)
+    by_twenty = left(twenty, threat)
+    found += _of_the_measured(outcomes, indices, by_twenty, twenty.name)
+    steps = float(by_twenty.mean())
     one = kept(FGSM(), threat)
     if one < steps - tolerance:
         found.append(
@@ -356,6 +425,38 @@ def _of_the_attack(
     return found
 
 
+def _of_the_measured(
+    outcomes: Mapping[str, Outcome], indices: Array, by_twenty: Array, name: str
+) -> list[Finding]:
+    """Twenty plain steps must not break much of what all attacks left."""
+    attacks = [outcome.trial.attack for outcome in outcomes.values()]
+    # One that goes for a class of its own leaves more, and is asked for no worst case.
+    if not any(
+        each.uses_gradients and getattr(each, "target_classes", None) is None for each in attacks
+    ):
+        return []
+    robust = _left_by_all(outcomes, indices)
+    broken = int((robust & ~by_twenty).sum())
+    # On honest models, too, another start breaks one or two that the first did not.
+    if broken <= max(_SETTLED * len(robust), 2):
+        return []
+    return [
+        Finding(
+            "JR005",
+            "error",
+            f"twenty steps of {name} break {broken} of {int(robust.sum())} examples that all "
+            f"attacks left ({by_twenty.mean():.0%} withstand the steps, {robust.mean():.0%} the "
+            "attacks): what was measured is too weak. Give it more steps or a larger step size, or "
+            "take a stronger attack (apgd)",
+        )
+    ]
+
+
+def _left_by_all(outcomes: Mapping[str, Outcome], indices: Array) -> Array:
+    left: Array = np.logical_and.reduce([each.robust[indices] for each in outcomes.values()])
+    return left
+
+
 def _of_the_steps(
     target: Target,
     x: Array,
@@ -369,7 +470,7 @@ def _of_the_steps(
     trials = [outcome.trial for outcome in outcomes.values()]
     own = [each for each in trials if each.gradient == "exact" and each.norm is None]
     first = next((each for each in own if type(each.attack) in _STEPWISE), None)
-    robust = np.logical_and.reduce([outcome.robust[indices] for outcome in outcomes.values()])
+    robust = _left_by_all(outcomes, indices)
     if first is None or not robust.any():
         return []
     longer: Any = replace(first.attack, steps=2 * vars(first.attack)["steps"])  # type: ignore[type-var]

@@ -103,11 +103,14 @@ def _why_vanished(
             "the jumps are in the way of the gradient of {} examples, which is not zero where they "
             "let everything pass: attack with a surrogate slope, say soft:30% or a wider one",
         )
-    if left.any() and graph.ending == "logits" and are_probabilities(target.logits(x[left])):
+    if left.any() and are_probabilities(
+        target.differentiate(x[left], y[left], loss="margin", surrogate=surrogate).logits
+    ):
         explain(
             left.copy(),
-            "the outputs at {} examples are probabilities so close to 0 and 1 that no gradient is "
-            "left, and no softmax was recognised at the end of the model: export its logits",
+            "the logits at {} examples are probabilities so close to 0 and 1 that no gradient is "
+            "left, of a softmax that is not recognised as the model's last: export what that is "
+            "given",
         )
     explain(
         left.copy(),

@@ -17,7 +17,7 @@ from jr_onnx.attacks.attack import Counts
 from jr_onnx.checkpoint import Checkpoint
 from jr_onnx.data import digest
 from jr_onnx.errors import ModelError, RewriteError
-from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model
+from jr_onnx.findings import Finding, diagnose, of_the_data, of_the_model, without_a_gradient
 from jr_onnx.model import Model
 from jr_onnx.model.external import identity
 from jr_onnx.suites import Outcome, Suite, Trial
@@ -86,8 +86,7 @@ class ModelRun:
             self.findings += of_the_data(target, job.x, job.y, self.correct)
         self.complete = False
         self._identity = identity(target.model) if job.checkpoint else ""
-        if any(trial.attack.uses_gradients for trial in job.suite.trials):
-            self._need_a_gradient()
+        self._need_a_gradient()
         if self.jumps and any(trial.source is not None for trial in job.suite.trials):
             self._need_an_original()
 
@@ -102,7 +101,7 @@ class ModelRun:
             self.findings += (Finding("JR005", "warning", message),)
 
     def _need_a_gradient(self) -> None:
-        """Leaves out the trials that need a gradient where the model has none.
+        """Leaves out the trials that need a gradient where the model has none, and says so.
 
         Raises:
             ModelError: no trial is left.
@@ -113,6 +112,9 @@ class ModelRun:
             # A model of which no path has a gradient is one that does not depend on its input.
             trials, suite = self._job.suite.trials, self._job.suite.name
             self.left_out = tuple(each.name for each in trials if each.attack.uses_gradients)
+            if not self.left_out:
+                self.findings += (without_a_gradient(self.target, error),)
+                return
             kept = [each.name for each in trials if not each.attack.uses_gradients]
             if not kept:
                 raise ModelError(

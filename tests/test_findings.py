@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
 import jr_onnx as jr
-from jr_onnx.attacks import APGD, FGSM, PGD, Square, Transfer
+from jr_onnx.attacks import APGD, FGSM, IFGSM, PGD, Attack, CarliniWagner, Square, Transfer
 from jr_onnx.data import load_data
-from jr_onnx.findings import of_the_model
+from jr_onnx.findings import is_inconclusive, of_the_data, of_the_model
 from jr_onnx.preprocess import Preprocessing
 from jr_onnx.suites import Suite, Trial
 
@@ -110,9 +112,32 @@ def test_a_saturated_softmax_is_flagged(
     assert told_of_it.message.startswith(f"the retrofitted {told[0].message.split(':')[0]}: ")
 
 
-def test_a_recognised_softmax_is_no_finding(lenet: jr.Model, mnist: jr.Dataset) -> None:
-    ending = _with_tail(lenet, [helper.make_node("Softmax", ["z"], ["out"], axis=1)])
-    assert of_the_model(jr.Target(ending, device="cpu"), mnist.x[:5]) == ()
+@pytest.mark.parametrize(("op", "name"), [("Softmax", "softmax"), ("LogSoftmax", "log_softmax")])
+def test_a_recognised_softmax_is_said_and_no_doubt(
+    lenet: jr.Model, mnist: jr.Dataset, op: str, name: str
+) -> None:
+    ending = _with_tail(lenet, [helper.make_node(op, ["z"], ["out"], axis=1)])
+    (told,) = of_the_model(jr.Target(ending, device="cpu"), mnist.x[:5])
+    assert (told.rule, told.level) == ("JR006", "note")
+    assert f"the model ends in a {name}: attacks follow the logits" in told.message
+    assert not is_inconclusive([told])
+    for schema in ("evaluation-1", "curve-1"):
+        found = json.loads((SAMPLES.parent / f"docs/schemas/{schema}.json").read_bytes())
+        jsonschema.validate(told.to_json(), found["properties"]["findings"]["items"])
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_a_softmax_of_probabilities_is_flagged(lenet: jr.Model, mnist: jr.Dataset, op: str) -> None:
+    twice = _with_tail(
+        lenet,
+        [
+            helper.make_node("Softmax", ["z"], ["p"], axis=1),
+            helper.make_node(op, ["p"], ["out"], axis=1),
+        ],
+    )
+    (told,) = of_the_model(jr.Target(twice, device="cpu"), mnist.x[:5])
+    assert (told.rule, told.level) == ("JR006", "warning")
+    assert "at the end of the model is given probabilities, not logits" in told.message
 
 
 @pytest.mark.parametrize("threat", BALLS, ids=lambda threat: str(threat.norm))
@@ -127,6 +152,8 @@ def test_a_random_layer_is_flagged(
         ],
     )
     assert "JR005" in _rules(broken, mnist, threat)
+    (told,) = of_the_model(jr.Target(broken, device="cpu"), mnist.x[:20])
+    assert "different outputs for the same input" in told.message
 
 
 def test_a_model_that_couples_its_batch_is_flagged(lenet: jr.Model, mnist: jr.Dataset) -> None:
@@ -143,6 +170,65 @@ def test_too_few_steps_are_flagged(lenet: jr.Model, mnist: jr.Dataset, steps: in
     said = [each.message for each in found.findings if "twice the steps" in each.message]
     assert bool(said) == (steps == 1)
     assert found.inconclusive == (steps == 1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat"),
+    [
+        (PGD(step_size=1e-4), THREAT),
+        (IFGSM(steps=10), BALLS[1]),
+        (CarliniWagner(steps=20, binary_search_steps=1), BALLS[1]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_an_attack_that_twenty_plain_steps_outdo_is_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, attack: Attack, threat: jr.ThreatModel
+) -> None:
+    weak = Trial(name="weak", attack=attack)
+    strong = Trial(name="pgd", attack=PGD(steps=40))
+    for trials, said in (((weak,), True), ((weak, strong), False)):
+        found = jr.evaluate(
+            lenet, mnist.x[:60], mnist.y[:60], threat=threat, suite=Suite("s", trials), device="cpu"
+        )
+        messages = [each.message for each in found.findings if "too weak" in each.message]
+        assert bool(messages) == said
+        assert found.inconclusive == said
+        assert all("twenty steps of pgd" in each for each in messages)
+
+
+def test_an_attack_towards_a_class_is_not_called_weak(lenet: jr.Model, mnist: jr.Dataset) -> None:
+    y = mnist.y[:40]
+    towards = PGD(steps=20, target_classes=tuple(int(each + 1) % 10 for each in y))
+    suite = Suite("towards", (Trial(name="pgd", attack=towards),))
+    found = jr.evaluate(lenet, mnist.x[:40], y, threat=THREAT, suite=suite, device="cpu")
+    assert found.findings == ()
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_search_by_outputs_alone_is_said_to_be_little_where_there_is_no_gradient(
+    lenet: jr.Model, mnist: jr.Dataset, rounds: bool
+) -> None:
+    model = _with_tail(lenet, [helper.make_node("Round", ["z"], ["out"])]) if rounds else lenet
+    suite = Suite("blind", (Trial(name="square", attack=Square(queries=20)),))
+    found = jr.evaluate(model, mnist.x[:20], mnist.y[:20], threat=THREAT, suite=suite, device="cpu")
+    assert not found.inconclusive
+    assert [(each.rule, each.level) for each in found.findings] == [("JR005", "warning")] * rounds
+    for each in found.findings:
+        assert "has no input gradient, so every attack sees outputs alone" in each.message
+        assert "Rounding (Round 'out') may be there as a defence" in each.message
+    assert list(found.models[0].outcomes) == ["square"]
+
+
+@pytest.mark.parametrize(("right", "said"), [(6, True), (9, True), (12, False)])
+def test_labels_as_good_as_guessed_are_flagged(
+    lenet: jr.Model, mnist: jr.Dataset, right: int, said: bool
+) -> None:
+    """9 of 60 is 15%, 95% interval 8% to 26%."""
+    x, predicted = mnist.x[:60], jr.Target(lenet, device="cpu").logits(mnist.x[:60]).argmax(axis=1)
+    wrong = (predicted + np.random.default_rng(0).integers(1, 10, 60)) % 10
+    y = np.where(np.arange(60) < right, predicted, wrong)
+    found = of_the_data(jr.Target(lenet, device="cpu"), x, y, predicted == y)
+    assert [each.rule for each in found if "guessing" in each.message] == ["JR006"] * said
 
 
 def test_data_is_judged_by_the_original_alone(lenet: jr.Model, mnist: jr.Dataset) -> None:

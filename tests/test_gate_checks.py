@@ -176,6 +176,11 @@ def test_findings_become_checks(
     assert "told" in _one(measured, gate).message
 
 
+def test_a_note_is_no_doubt(lenet: jr.Model) -> None:
+    measured = _measured(lenet, findings=(Finding("JR006", "note", "told"),))
+    assert _one(measured, "data").status is Status.PASS
+
+
 @pytest.mark.parametrize("rule", ["JR005", "JR008"])
 def test_an_attack_in_doubt_passes_nothing_and_saves_nothing(lenet: jr.Model, rule: str) -> None:
     doubt = (Finding(rule, "error", "told"),)

@@ -19,6 +19,10 @@ Y = X.argmax(axis=1)
     [
         ("k = Mul (x, big) z = Identity (k)", "saturated, so attack another loss, say margin"),
         ("k = Mul (x, big) p = Softmax (k) z = Mul (p, p)", "probabilities"),
+        (
+            "k = Mul (x, big) p = Softmax <axis = 1> (k) z = Softmax <axis = 1> (p)",
+            "probabilities",
+        ),
         ("k = Mul (x, big) z = ThresholdedRelu <alpha: float = 1e6> (k)", "surrogate slope"),
         ("k = Round (x) a = Mul (x, none) z = Add (k, a)", "the model is flat at 8 examples"),
     ],

@@ -233,8 +233,9 @@ def _of_findings(
 
 
 def _found(measured: Measured, rule: str) -> list[Finding]:
+    """Returns the findings of a rule that cast doubt."""
     findings = measured.evaluation.findings if measured.evaluation else ()
-    return [each for each in findings if each.rule == rule]
+    return [each for each in findings if each.rule == rule and each.level != "note"]
 
 
 def _messages(found: list[Finding]) -> str:
