@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,13 @@ from gradient_checks import model, weight
 
 import jr_onnx as jr
 from jr_onnx.autodiff import vjp
-from jr_onnx.errors import ModelError, ParameterError, UnsupportedOpError, UnsupportedOpsetError
+from jr_onnx.errors import (
+    DataError,
+    ModelError,
+    ParameterError,
+    UnsupportedOpError,
+    UnsupportedOpsetError,
+)
 from jr_onnx.session import Session
 
 MakeModel = Callable[..., jr.Model]
@@ -140,6 +148,53 @@ def test_cores_share_a_batch_that_is_large_enough(
     assert threads == {"worker" if shared else "MainThread"}
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    """In processes of their own: a fork of the tests' would have their threads' locks."""
+    script = """
+import os, sys, threading
+import numpy as np, onnx
+import jr_onnx as jr
+header = '<ir_version: 8, opset_import: ["": 18]>'
+text = header + "g (float[N,4] x) => (float[N,4] z) { z = Mul(x, x) }"
+model = jr.Model(onnx.parser.parse_model(text).SerializeToString())
+x, y = np.ones((64, 4), np.float32), np.arange(64) % 4
+jr.Target(model, device="cpu").differentiate(x, y)
+child = os.fork()
+if child == 0:
+    jr.Target(model, device="cpu").differentiate(x, y)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "7\n", done.stderr
+
+
+def test_the_batch_is_that_of_the_examples_whatever_comes_first(text_model: MakeModel) -> None:
+    model = text_model("g (float[K] t, float[N, 3] x) => (float[N, 3] z) { z = Mul(x, t) }")
+    x, t = np.ones((70, 3), np.float32), np.array([1, 2, 3], np.float32)
+    target = jr.Target(model, device="cpu", given={"t": t})
+    found = target.differentiate(x, np.zeros(70, int), loss="margin")
+    assert np.array_equal(found.gradient, np.tile([-1, 0, 3], (70, 1)).astype(np.float32))
+
+
+def test_batch_sizes_are_positive(lenet: jr.Model) -> None:
+    for size in (0, -1):
+        with pytest.raises(ParameterError, match=f"at least 1, got {size}"):
+            jr.Target(lenet, batch_size=size)
+
+
+@pytest.mark.parametrize("examples", [5, 70])
+def test_every_example_has_a_reference_of_its_own(text_model: MakeModel, examples: int) -> None:
+    model = text_model("g (float[N, 3] x) => (float[N, 3] z) { z = Neg(x) }")
+    x = np.ones((examples, 3), np.float32)
+    target = jr.Target(model, device="cpu")
+    for rows in (1, examples - 1, examples + 1):
+        with pytest.raises(DataError, match=f"for each of {examples} examples, got shape"):
+            target.differentiate(x, np.zeros((rows, 3), np.float32), loss="drift")
 
 
 def test_a_fixed_batch_is_filled_up(text_model: MakeModel) -> None:

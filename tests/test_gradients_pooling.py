@@ -230,6 +230,12 @@ REFUSED = {
     'coordinate_transformation_mode="tf_crop_and_resize", mode="linear">(y, r, s)',
     "reduction='mul'": 'ScatterElements<reduction="mul">(y, i, i1)',
     "a diagonal in 'nhii->nhi'": 'Einsum<equation="nhii->nhi">(y)',
+    "one letter, two sizes in 'nhij,nhij->nhij'": 'Einsum<equation="nhij,nhij->nhij">(y, i1)',
+    "nearest, with coordinate_transformation_mode='tf_crop_and_resize'": "Resize<"
+    'coordinate_transformation_mode="tf_crop_and_resize">(y, r, s)',
+    "nearest, fitted to sizes, with coordinate_transformation_mode='align_corners'": "Resize<"
+    'coordinate_transformation_mode="align_corners", axes=[2,3], '
+    'keep_aspect_ratio_policy="not_larger">(y, , , p)',
 }
 
 
@@ -239,7 +245,7 @@ def test_refusals_say_why(reason: str) -> None:
     make = model(
         body, "N,2,H,W", 18, k=weight(2, 2, 3, 3), s=scales(1, 1, 2, 2), w=weight(8, 4),
         t=ints(-1, 2, 4, 4), i=np.zeros((1, 1, 1, 1), np.int64), i1=weight(1, 1, 1, 1),
-        r=np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32),
+        r=np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), p=ints(7, 7),
     )  # fmt: skip
     with pytest.raises(UnsupportedOpError, match=re.escape(reason)):
         jr.autodiff.input_gradient(make("float"))

@@ -164,6 +164,16 @@ def test_drift_takes_outputs_of_any_shape(text_model: MakeModel) -> None:
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [11, 18])
+def test_drift_of_one_output_is_one_loss_an_example(text_model: MakeModel, opset: int) -> None:
+    model = text_model("g (float[N] x) => (float[N] z) { z = Neg (x) }", opset=opset)
+    x = np.arange(70, dtype=np.float32)
+    target = jr.Target(model, device="cpu")
+    loss, gradient = target.loss_and_gradient(x, np.ones_like(x), loss="drift")
+    assert np.array_equal(loss, (x + 1) ** 2)
+    assert np.array_equal(gradient, 2 * (x + 1))
+
+
 @pytest.mark.parametrize(("loss", "needed"), [("dlr", 3), ("targeted_dlr", 4), ("margin", 2)])
 def test_too_few_classes_are_named(text_model: MakeModel, loss: str, needed: int) -> None:
     classes = needed - 1

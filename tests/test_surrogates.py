@@ -60,11 +60,12 @@ def test_every_form(text_model: MakeModel, form: str, surrogate: str, kind: str)
     _check(jr.retrofit(original, jump=JUMP, form=form).model, surrogate)
 
 
+@pytest.mark.parametrize("kind", ["float", "double"])
 @pytest.mark.parametrize("opset", [7, 8, 9, 10, 11, 12, 13, 16, 22, 24])
 @pytest.mark.parametrize("surrogate", SLOPES)
-def test_every_opset(text_model: MakeModel, opset: int, surrogate: str) -> None:
-    original = text_model("g (float[N, 4] x) => (float[N, 4] z) { z = Relu (x) }", opset=opset)
-    _check(jr.retrofit(original, jump=JUMP).model, surrogate)
+def test_every_opset(text_model: MakeModel, opset: int, surrogate: str, kind: str) -> None:
+    graph = f"g ({kind}[N, 4] x) => ({kind}[N, 4] z) {{ z = Relu (x) }}"
+    _check(jr.retrofit(text_model(graph, opset=opset), jump=JUMP).model, surrogate)
 
 
 @pytest.mark.parametrize("surrogate", SLOPES)

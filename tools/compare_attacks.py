@@ -440,13 +440,21 @@ def use_torchattacks(world: World, name: str, options: Options, case: Case, seed
     return found
 
 
+class _Single(torch.nn.Module):
+    """ART's HopSkipJump hands out float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
 def use_art(world: World, name: str, options: Options, case: Case, seed: int) -> Array:
     """Adversarial Robustness Toolbox; its SimBA wants probabilities, and labels one-hot."""
     evasion = importlib.import_module("art.attacks.evasion")
     estimators = importlib.import_module("art.estimators.classification")
     soft = name == "SimBA"
+    model = torch.nn.Sequential(_Single(), world.module, *[torch.nn.Softmax(1)] * soft)
     classifier = estimators.PyTorchClassifier(
-        model=torch.nn.Sequential(world.module, torch.nn.Softmax(1)) if soft else world.module,
+        model=model,
         loss=torch.nn.CrossEntropyLoss(),
         input_shape=world.x.shape[1:],
         nb_classes=10,

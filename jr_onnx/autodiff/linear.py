@@ -104,15 +104,8 @@ def einsum(call: Call) -> str:
     emit, (*terms, result) = call.emit, _terms(call)
     if any(len(set(term)) < len(term) for term in (*terms, result)):
         raise NotImplementedError(f"a diagonal in {call.attribute('equation')!r}")
-    sizes: dict[str, set[int]] = {}
-    for term, name in zip(terms, call.node.input, strict=True):
-        for letter, size in zip(term, call.shape(name), strict=True):
-            if letter in call.attribute("equation") and isinstance(size, int):
-                sizes.setdefault(letter, set()).add(size)
-    if any(len(each) > 1 for each in sizes.values()):
-        raise NotImplementedError(
-            f"axes of one letter that differ in {call.attribute('equation')!r}"
-        )
+    if _broadcasts_letters(call, terms):
+        raise NotImplementedError(f"one letter, two sizes in {call.attribute('equation')!r}")
     mine = terms.pop(call.wrt)
     others = [name for index, name in enumerate(call.node.input) if index != call.wrt]
     known = set(result).union(*terms)
