@@ -6,10 +6,12 @@
 Every contender runs the same images in micro-batches of several sizes; its best size counts. All
 take their turns one after another, again and again; a ratio is the median over the rounds of
 (contender / jr_onnx in the same round): CPU seconds with one thread, wall-clock time with more.
-Each network and number of threads has a process of its own.
+Each network and number of threads has a process of its own. Threads share each operator, or, side
+by side, have a micro-batch each, with one thread for its operators.
 
 Examples:
     python tools/bench_gradients.py
+    python tools/bench_gradients.py --threads 2 --side-by-side
     python tools/bench_gradients.py --networks LeNet ViT --threads 1 --no-compile
 """
 
@@ -75,16 +77,22 @@ def use_torch(module: Callable[..., Any], *, channels_last: bool = False) -> Run
     return run
 
 
-def contenders(name: str, threads: int, *, compiled: bool) -> dict[tuple[str, int], Run]:
-    """Returns what runs all images, by contender and micro-batch."""
+def contenders(
+    name: str, threads: int, at_once: int, *, compiled: bool
+) -> dict[tuple[str, int], Run]:
+    """Returns what runs all images, by contender and micro-batch.
+
+    Args:
+        name: of the network.
+        threads: on each operator.
+        at_once: micro-batches that run at the same time.
+        compiled: whether torch.compile is among them.
+    """
     module = network(name)
     graph = jr.input_gradient(exported(module, ARCHITECTURES[name].image))
     found: dict[tuple[str, int], Run] = {}
     for batch in BATCHES:
-        found[OURS, batch] = _in_batches(use_onnxruntime(graph, batch, threads), batch)
-        if threads > 1:
-            single = use_onnxruntime(graph, batch, 1)
-            found["jr_onnx, a micro-batch a thread", batch] = _in_batches(single, batch, threads)
+        found[OURS, batch] = _in_batches(use_onnxruntime(graph, batch, threads), batch, at_once)
     last = network(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     runs = {
         "torch eager": use_torch(module),
@@ -97,13 +105,13 @@ def contenders(name: str, threads: int, *, compiled: bool) -> dict[tuple[str, in
         )
     for contender, run in runs.items():
         for batch in COMPILED_BATCHES if "compile" in contender else TORCH_BATCHES:
-            found[contender, batch] = _in_batches(run, batch)
+            found[contender, batch] = _in_batches(run, batch, at_once)
     return found
 
 
-def _in_batches(run: Run, batch: int, threads: int = 1) -> Run:
+def _in_batches(run: Run, batch: int, at_once: int) -> Run:
     """Runs micro-batches one after another, or so many at the same time."""
-    pool = ThreadPoolExecutor(threads) if threads > 1 else None
+    pool = ThreadPoolExecutor(at_once) if at_once > 1 else None
 
     def run_all(x: Images, y: Labels) -> tuple[Any, Any]:
         starts = range(0, len(x), batch)
@@ -117,19 +125,22 @@ def _in_batches(run: Run, batch: int, threads: int = 1) -> Run:
     return run_all
 
 
-def measure(name: str, threads: int, rounds: int, *, compiled: bool) -> dict[str, Any]:
+def measure(
+    name: str, threads: int, rounds: int, *, side_by_side: bool, compiled: bool
+) -> dict[str, Any]:
     """Runs one network's contenders in turn, in this process.
 
     Returns:
         By contender: its best micro-batch, and the seconds that all images took, by round.
     """
     warnings.filterwarnings("ignore")  # of torch.compile's own
-    torch.set_num_threads(threads)
+    shared, at_once = (1, threads) if side_by_side else (threads, 1)
+    torch.set_num_threads(shared)
     clock = time.process_time if threads == 1 else time.perf_counter
     rng = np.random.default_rng(0)
     x = rng.random((IMAGES, *ARCHITECTURES[name].image), np.float32)
     y = np.arange(IMAGES) % 10
-    runs = contenders(name, threads, compiled=compiled)
+    runs = contenders(name, shared, at_once, compiled=compiled)
     _check_agreement(name, {key: run(x, y) for key, run in runs.items()})
     spent = _in_turn({key: functools.partial(run, x, y) for key, run in runs.items()}, 3, clock)
     best = {}
@@ -193,22 +204,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", choices=ARCHITECTURES, default=[*ARCHITECTURES])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="a micro-batch a thread, not an operator"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.worker:
         (name,), (threads,) = given.networks, given.threads
-        print(json.dumps(measure(name, threads, given.rounds, compiled=not given.no_compile)))
+        options = {"side_by_side": given.side_by_side, "compiled": not given.no_compile}
+        print(json.dumps(measure(name, threads, given.rounds, **options)))
         return 0
     for threads in given.threads:
         results = {name: _in_its_process(name, threads, given) for name in given.networks}
-        print(f"\n{threads} thread{'s' * (threads > 1)}\n\n{table(results)}", flush=True)
+        how = f"{threads} thread{'s' * (threads > 1)}{', side by side' * given.side_by_side}"
+        print(f"\n{how}\n\n{table(results)}", flush=True)
     return 0
 
 
 def _in_its_process(name: str, threads: int, given: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--worker", "--networks", name, "--threads", str(threads)]
     command += ["--rounds", str(given.rounds), *["--no-compile"] * given.no_compile]
+    command += ["--side-by-side"] * given.side_by_side
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     print(f"{name}, threads {threads}: done", file=sys.stderr)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
