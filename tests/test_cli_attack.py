@@ -16,6 +16,7 @@ import jr_onnx as jr
 from jr_onnx.attacks import ATTACKS, PGD, Attack, Corruptions, parse_attack
 from jr_onnx.cli import run
 from jr_onnx.errors import ParameterError
+from jr_onnx.examples import AdversarialExamples
 from jr_onnx.suites import SUITES, Suite, Trial
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -69,14 +70,14 @@ def test_an_attack_that_was_stopped_goes_on(folder: Path, monkeypatch: pytest.Mo
     assert not adv.exists()
     assert _run(*arguments, "--resume", folder / "runs") == 0
     assert ran[0] == 2 + 2, "the first of three batches is not attacked again"
-    found = np.load(adv)
+    found = AdversarialExamples.load(adv)
     assert _run(*arguments, "--force") == 0
-    assert np.array_equal(np.load(adv)["x_adv"], found["x_adv"])
+    assert np.array_equal(AdversarialExamples.load(adv).x_adv, found.x_adv)
     ran[0] = 0
     assert _run(*arguments, "--force") == 130
-    partial = np.load(adv)
-    assert np.array_equal(partial["x_adv"][:10], found["x_adv"][:10])
-    assert np.array_equal(partial["broken"], found["broken"] & (np.arange(30) < 10))
+    partial = AdversarialExamples.load(adv)
+    assert np.array_equal(partial.x_adv[:10], found.x_adv[:10])
+    assert np.array_equal(partial.broken, found.broken & (np.arange(30) < 10))
 
 
 def test_options_reach_the_attack(folder: Path) -> None:
