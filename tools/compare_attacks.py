@@ -205,7 +205,7 @@ def _apgd() -> list[Case]:
             "norm": norm,
             "epsilon": epsilon,
             "examples": 300 if norm == "l1" else 1000,
-            "seeds": 3 if norm == "l1" else 5,
+            "seeds": 5,
         }
         seen = {"norm": name, "eps": epsilon, "steps": 100}
         art = {

@@ -304,8 +304,9 @@ class _Sparse(_Ascent):
         x = self._x[rows]
         size = np.abs(gradient.reshape(len(rows), -1))
         falling = -np.sort(-size, axis=1)
-        # Rounded down: AutoAttack's rounding up can keep two elements moving for ever.
-        last = np.clip(self._few[rows].astype(int), 1, size.shape[1]) - 1
+        # Rounded up, but for the last two elements, which would be moving for ever.
+        few = np.where(self._few[rows] < 2, 1, np.ceil(self._few[rows])).astype(int)
+        last = np.clip(few, 1, size.shape[1]) - 1
         least = np.take_along_axis(falling, last[:, None], axis=1)[:, 0]
         chosen = np.sign(gradient) * (np.abs(gradient) >= per_example(least, gradient))
         count = np.maximum(NORMS["l1"].distance(chosen), 1)
