@@ -262,7 +262,7 @@ def _fab() -> list[Case]:
                         "AutoAttack": ("fab-t" if targeted else "fab", seen),
                         "torchattacks": ("FAB", {**seen, **more}),
                     },
-                    examples=30,
+                    examples=60,
                 )
             )
     return found
