@@ -206,13 +206,14 @@ def diagnose(
     chosen = np.flatnonzero(correct)[:_SAMPLES]
     if not len(chosen):
         return ()
-    x, y = x[chosen], y[chosen]
     found = []
     if any(outcome.trial.attack.uses_gradients for outcome in outcomes.values()):
-        found += _of_the_gradient(target, x, y)
+        found += _of_the_gradient(target, x[chosen], y[chosen])
         if np.isfinite(threat.epsilon):
-            found += _of_the_attack(target, x, y, threat, chosen, outcomes, seed)
-            found += _of_the_steps(target, x, y, threat, chosen, outcomes, seed)
+            left = np.logical_and.reduce([each.robust[chosen] for each in outcomes.values()])
+            probe = _Probe(target, x[chosen], y[chosen], threat, chosen, left, seed)
+            found += _of_the_attack(probe, outcomes)
+            found += _of_the_steps(probe, outcomes)
     found += _of_the_blind(target, outcomes, correct)
     return _named(target, found)
 
@@ -367,30 +368,52 @@ def _of_the_gradient(target: Target, x: Array, y: Array) -> list[Finding]:
     return found
 
 
-def _of_the_attack(
-    target: Target,
-    x: Array,
-    y: Array,
-    threat: ThreatModel,
-    indices: Array,
-    outcomes: Mapping[str, Outcome],
-    seed: int,
-) -> list[Finding]:
-    def left(attack: Any, at: ThreatModel) -> Array:
-        robust: Array = attack.run(target, x, y, at, seed=seed, indices=indices).robust
-        return robust
+@dataclass(frozen=True)
+class _Probe:
+    """The examples that the diagnostics try attacks of their own on.
 
-    def kept(attack: Any, at: ThreatModel) -> float:
-        return float(left(attack, at).mean())
+    Attributes:
+        target: the model.
+        x: `(examples, ...)`, all classified correctly.
+        y: int `(examples,)`.
+        threat: what the attacks were allowed.
+        indices: int `(examples,)`, which examples of the data these are.
+        left: bool `(examples,)`, robust to all that was measured.
+        seed: of all random numbers.
+    """
 
+    target: Target
+    x: Array
+    y: Array
+    threat: ThreatModel
+    indices: Array
+    left: Array
+    seed: int
+
+    def robust(
+        self, attack: Any, *, epsilon: float | None = None, rows: Any = slice(None)
+    ) -> Array:
+        """Returns which of the examples `rows` withstand an attack, bool."""
+        threat = self.threat if epsilon is None else replace(self.threat, epsilon=epsilon)
+        x, y, indices = self.x[rows], self.y[rows], self.indices[rows]
+        found: Array = attack.run(self.target, x, y, threat, seed=self.seed, indices=indices).robust
+        return found
+
+    def outdone(self, broken: int) -> bool:
+        """Whether so many that were left are more than another start breaks on honest models."""
+        return broken > max(_SETTLED * len(self.x), 2)
+
+
+def _of_the_attack(probe: _Probe, outcomes: Mapping[str, Outcome]) -> list[Finding]:
+    x, threat = probe.x, probe.threat
     found = []
     tolerance = max(_TOLERANCE, 1.5 / len(x))  # one example is an accident
     # In l1 PGD gets stuck on honest models, too: its steps go along few elements.
     twenty = APGD(steps=20) if threat.norm == "l1" else PGD(steps=20)
-    by_twenty = left(twenty, threat)
-    found += _of_the_measured(outcomes, indices, by_twenty, twenty.name)
+    by_twenty = probe.robust(twenty)
+    found += _of_the_measured(probe, outcomes, by_twenty, twenty.name)
     steps = float(by_twenty.mean())
-    one = kept(FGSM(), threat)
+    one = float(probe.robust(FGSM()).mean())
     if one < steps - tolerance:
         found.append(
             Finding(
@@ -403,7 +426,7 @@ def _of_the_attack(
     # Half of the range takes every input to the same grey; in l2 and l1 that is as far away as all
     # elements together.
     grey = float(NORMS[threat.norm].distance(np.full_like(x[:1], (high - low) / 2))[0])
-    everything = kept(twenty, replace(threat, epsilon=grey))
+    everything = float(probe.robust(twenty, epsilon=grey).mean())
     if everything > tolerance:
         found.append(
             Finding(
@@ -413,7 +436,7 @@ def _of_the_attack(
                 "same grey: it is the attack that fails, not the model that resists",
             )
         )
-    wider = kept(twenty, replace(threat, epsilon=min(2 * threat.epsilon, 2 * grey)))
+    wider = float(probe.robust(twenty, epsilon=min(2 * threat.epsilon, 2 * grey)).mean())
     if wider > steps + tolerance:
         found.append(
             Finding(
@@ -426,7 +449,7 @@ def _of_the_attack(
 
 
 def _of_the_measured(
-    outcomes: Mapping[str, Outcome], indices: Array, by_twenty: Array, name: str
+    probe: _Probe, outcomes: Mapping[str, Outcome], by_twenty: Array, name: str
 ) -> list[Finding]:
     """Twenty plain steps must not break much of what all attacks left."""
     attacks = [outcome.trial.attack for outcome in outcomes.values()]
@@ -435,56 +458,38 @@ def _of_the_measured(
         each.uses_gradients and getattr(each, "target_classes", None) is None for each in attacks
     ):
         return []
-    robust = _left_by_all(outcomes, indices)
-    broken = int((robust & ~by_twenty).sum())
-    # On honest models, too, another start breaks one or two that the first did not.
-    if broken <= max(_SETTLED * len(robust), 2):
+    left, broken = probe.left, int((probe.left & ~by_twenty).sum())
+    if not probe.outdone(broken):
         return []
     return [
         Finding(
             "JR005",
             "error",
-            f"twenty steps of {name} break {broken} of {int(robust.sum())} examples that all "
-            f"attacks left ({by_twenty.mean():.0%} withstand the steps, {robust.mean():.0%} the "
+            f"twenty steps of {name} break {broken} of {int(left.sum())} examples that all "
+            f"attacks left ({by_twenty.mean():.0%} withstand the steps, {left.mean():.0%} the "
             "attacks): what was measured is too weak. Give it more steps or a larger step size, or "
             "take a stronger attack (apgd)",
         )
     ]
 
 
-def _left_by_all(outcomes: Mapping[str, Outcome], indices: Array) -> Array:
-    left: Array = np.logical_and.reduce([each.robust[indices] for each in outcomes.values()])
-    return left
-
-
-def _of_the_steps(
-    target: Target,
-    x: Array,
-    y: Array,
-    threat: ThreatModel,
-    indices: Array,
-    outcomes: Mapping[str, Outcome],
-    seed: int,
-) -> list[Finding]:
+def _of_the_steps(probe: _Probe, outcomes: Mapping[str, Outcome]) -> list[Finding]:
     """Twice the steps of the first attack must not break much of what all of them left."""
     trials = [outcome.trial for outcome in outcomes.values()]
     own = [each for each in trials if each.gradient == "exact" and each.norm is None]
     first = next((each for each in own if type(each.attack) in _STEPWISE), None)
-    robust = _left_by_all(outcomes, indices)
-    if first is None or not robust.any():
+    left = probe.left
+    if first is None or not left.any():
         return []
     longer: Any = replace(first.attack, steps=2 * vars(first.attack)["steps"])  # type: ignore[type-var]
-    left = longer.run(
-        target, x[robust], y[robust], threat, seed=seed, indices=indices[robust]
-    ).robust
-    broken = int((~left).sum())
-    if broken <= max(_SETTLED * len(x), 2):
+    broken = int((~probe.robust(longer, rows=left)).sum())
+    if not probe.outdone(broken):
         return []
     return [
         Finding(
             "JR005",
             "error",
-            f"twice the steps of {first.name} break {broken} of {int(robust.sum())} examples that "
+            f"twice the steps of {first.name} break {broken} of {int(left.sum())} examples that "
             "the whole suite left: give it more steps or restarts, or take a stronger attack "
             "(apgd); the figures have not settled",
         )
