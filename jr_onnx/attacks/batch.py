@@ -95,7 +95,7 @@ def climb(
     """
     # In float16 a short step would be lost in rounding: the path is finer than what the model sees.
     path, centre, x_adv = finer(start).copy(), finer(x), start.astype(x.dtype)
-    alive = np.arange(len(x))
+    alive, same = np.arange(len(x)), path.dtype == x.dtype
     for _ in range(steps):
         aims = None if targets is None else targets[alive]
         found = target.differentiate(x_adv[alive], goal.classes[alive], loss=loss, targets=aims)
@@ -106,7 +106,6 @@ def climb(
         uphill = goal.sign * found.gradient[kept]
         moved = move(alive, path[alive], goal.sign * found.loss[kept], uphill)
         path[alive] = threat.project(moved, centre[alive])
-        same = path.dtype == x.dtype
         x_adv[alive] = path[alive] if same else threat.project(path[alive], x[alive])
     return x_adv
 

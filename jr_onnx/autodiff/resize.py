@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from jr_onnx.autodiff.emit import Emitter, Term
+from jr_onnx.autodiff.emit import Term
 from jr_onnx.autodiff.fold import settled
 from jr_onnx.autodiff.registry import Call, vjp
 
@@ -139,27 +139,25 @@ def _picked(call: Call, axis: int, scale: Term) -> Term:
     if how.get(coordinates, "half_pixel") not in allowed:
         more = ", fitted to sizes" if fitted else ""
         raise NotImplementedError(f"nearest{more}, with {coordinates}={how[coordinates]!r}")
-    places, size = counted(call, call.x, axis), length(call, call.x, axis)
-    after = call.shape(call.y)[axis]
-    number = emit.integers(after) if isinstance(after, int) else emit.sizes(call.y, [axis])
+    sized = len(call.node.input) > 3 and call.node.input[3] != "" and not fitted
+    places, after = counted(call, call.x, axis), call.shape(call.y)[axis]
+    if sized or fitted:
+        number = emit.integers(after) if isinstance(after, int) else emit.sizes(call.y, [axis])
     if fitted:
         # The scale is not the ratio of the sizes, which were rounded; it is given, and so many
         # elements more that enough come out. They do not change where the first ones lie.
+        size = length(call, call.x, axis)
         enough = emit.counted((3 * size + 1).to(TensorProto.INT64).reshape(1).name)
         places = Term(emit, enough, TensorProto.INT64).to(TensorProto.FLOAT).op("Min", size - 1)
     line = places.reshape(*(-1 if each == axis else 1 for each in range(rank)))
+    here = number if sized else scale.reshape(1).name
+    one = emit.integers(1) if sized else emit.constant(np.ones(1, np.float32))
+    wanted = emit.op("Concat", *(here if each == axis else one for each in range(rank)), axis=0)
     none = "" if emit.opset >= 13 else emit.constant(np.zeros(0, np.float32))
-    sized = len(call.node.input) > 3 and call.node.input[3] and not fitted
-    here, else_ = (number, emit.integers(1)) if sized else (scale.reshape(1).name, _ones(emit))
-    wanted = emit.op("Concat", *(here if each == axis else else_ for each in range(rank)), axis=0)
     inputs = [wanted] if _is_old(call) else [none, none, wanted] if sized else [none, wanted]
     taken = emit.op(call.node.op_type, line.name, *inputs, **how)
     taken = emit.part(emit.flat(taken), emit.integers(0), number, [0]) if fitted else taken
     return Term(emit, taken, TensorProto.FLOAT)
-
-
-def _ones(emit: Emitter) -> str:
-    return emit.constant(np.ones(1, np.float32))
 
 
 def _matrix(call: Call, axis: int, scale: Term) -> Term:
