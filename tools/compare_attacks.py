@@ -91,7 +91,7 @@ def cases() -> list[Case]:
     """All comparisons, the cheap ones first."""
     return [
         *(_fgsm(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
-        *(_pgd(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2))),
+        *(_pgd(norm, epsilon) for norm, epsilon in (("linf", LINF), ("l2", L2), ("l1", L1))),
         _mifgsm(),
         *_deepfool(),
         *_apgd(),
@@ -125,22 +125,24 @@ def _fgsm(norm: str, epsilon: float) -> Case:
 
 def _pgd(norm: str, epsilon: float) -> Case:
     step, steps = STEP * epsilon, 40
-    kind = {"linf": "PGD", "l2": "PGDL2"}[norm]
     art = {"norm": ORDER[norm], "eps": epsilon, "eps_step": step, "max_iter": steps}
+    others: dict[str, tuple[str, Options]] = {
+        "foolbox": (
+            f"{norm.capitalize()}ProjectedGradientDescentAttack",
+            {"steps": steps, "abs_stepsize": step},
+        ),
+        "ART": ("ProjectedGradientDescent", {**art, "num_random_init": 1}),
+    }
+    if norm != "l1":
+        kind = {"linf": "PGD", "l2": "PGDL2"}[norm]
+        others["torchattacks"] = (kind, {"eps": epsilon, "alpha": step, "steps": steps})
     return Case(
         name="PGD",
         norm=norm,
         epsilon=epsilon,
         budget="40 steps of epsilon / 16, a random start",
         ours=attacks.PGD(steps=steps, step_size=step),
-        others={
-            "foolbox": (
-                f"{norm.capitalize()}ProjectedGradientDescentAttack",
-                {"steps": steps, "abs_stepsize": step},
-            ),
-            "torchattacks": (kind, {"eps": epsilon, "alpha": step, "steps": steps}),
-            "ART": ("ProjectedGradientDescent", {**art, "num_random_init": 1}),
-        },
+        others=others,
         examples=1000 if norm == "linf" else 500,
         seeds=5,
     )
