@@ -146,4 +146,5 @@ def test_millions_of_points_are_inside() -> None:
             for bounds in BOUNDS:
                 for dtype in (np.float16, np.float32, np.float64):
                     total += _moved(attack, ball, dtype, bounds, int(share * 2000))
+    print(f"{total:,} points inside")
     assert total > 2_000_000
